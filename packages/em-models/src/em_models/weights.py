@@ -1,0 +1,66 @@
+"""Weights on disk: a folder with `config.json` and `model.safetensors`, loaded in one call.
+
+No pickle: a folder of weights from anybody can be opened safely, and read from other languages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from em_models.dense import DenseEncoder
+from em_models.predictor import SlicePredictor
+
+FORMAT = 1
+MODELS: dict[str, Any] = {"DenseEncoder": DenseEncoder, "SlicePredictor": SlicePredictor}
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Write the weights and the configuration of a model of this package."""
+    name = type(model).__name__
+    if name not in MODELS:
+        raise ValueError(f"no name for {name} in weights.MODELS; it has {', '.join(MODELS)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config: Any = model.config
+    described = {"class": name, "config": dataclasses.asdict(config), "format": FORMAT}
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The model whose weights lie in `folder`, in evaluation mode on the CPU."""
+    folder = Path(folder)
+    try:
+        described = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no weights in {folder}: wanted config.json and model.safetensors there"
+        ) from error
+    if described.get("format") != FORMAT or described.get("class") not in MODELS:
+        raise ValueError(
+            f"{folder}/config.json describes class {described.get('class')!r} in format "
+            f"{described.get('format')!r}; this version reads {', '.join(MODELS)} in format {FORMAT}"
+        )
+    cls = MODELS[described["class"]]
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in described["config"].items()
+    }
+    model: nn.Module = cls(cls.Config(**settings))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder}/model.safetensors is damaged ({error}); copy it again"
+        ) from error
+    return model.eval()

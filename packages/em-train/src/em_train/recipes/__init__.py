@@ -1,0 +1,1 @@
+"""Recipes: one file each, read from top to bottom. They never import each other."""

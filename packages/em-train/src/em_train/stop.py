@@ -1,0 +1,46 @@
+"""Leave a run in order: a signal asks, the loop saves and goes.
+
+The first Ctrl-C, SIGTERM or SIGUSR1 (what schedulers send before they take a machine away) lets the
+current step end; a second Ctrl-C leaves at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SAVED = 75  # exit code EX_TEMPFAIL: run again with --resume
+INTERRUPTED = 130  # exit code of a shell command that Ctrl-C ended
+
+
+class StopRequest:
+    """A context in which signals set `name` instead of ending the process."""
+
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    )
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._before = {s: signal.signal(s, self._asked) for s in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

@@ -1,0 +1,23 @@
+"""What several test files share: the real volumes, where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real EM volumes; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("EM_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real EM volumes at {folder}; name their folder with EM_REAL_DATA")
+    return folder

@@ -1,0 +1,174 @@
+"""The command as a person meets it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+RUN = [
+    *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
+    *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
+]
+DATA = ["--data", "synthetic:shape=6x80x80"]
+
+
+def emtrain(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "em_train.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
+    )
+
+
+def refused(result, *expected):
+    """An error for people: one message, exit code 1, no traceback."""
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in ("error: ", *expected):
+        assert part in result.stderr
+
+
+def test_help_imports_no_torch_and_is_fast():
+    began = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "em_train.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.perf_counter() - began < 5  # 0.2 s on an idle machine; the limit is for busy ones
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy", "zarr", "pydantic"}
+    assert "dense-ssl" in result.stdout
+    for command in ("dense-ssl", "synth", "info"):
+        shown = emtrain(command, "--help")
+        assert shown.returncode == 0 and "--debug" in shown.stdout
+
+
+def test_usage_errors_have_their_own_code():
+    assert emtrain("dense-ssl", "--lr", "1").returncode == 2
+    assert emtrain("no-such-command").returncode == 2
+
+
+def test_unknown_key_names_the_right_one_and_writes_nothing(tmp_path):
+    result = emtrain("dense-ssl", "--set", "optim.lrr=1", "--out", tmp_path / "run")
+    refused(result, "optim.lrr", "did you mean optim.lr?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_show_config_lists_every_key_and_does_not_run(tmp_path):
+    result = emtrain("dense-ssl", "--show-config", "--set", "optim.lr=0.5", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "optim.lr" in result.stdout and "0.5 (default 0.002)" in result.stdout
+    assert "Learning rate of AdamW" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("nowhere.zarr", "no volume at nowhere.zarr"),
+        ("notes.txt", "no known volume format"),
+        ("synthetic:size=3", "is not understood"),
+        ("synthetic:shape=2x80x80", "exceeds volume"),
+    ],
+)
+def test_data_that_is_none_is_refused(tmp_path, data, expected):
+    (tmp_path / "notes.txt").write_text("no volume")
+    result = emtrain("dense-ssl", "--data", data, "--out", "run", *RUN, cwd=tmp_path)
+    refused(result, expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_its_folder_and_going_on(tmp_path):
+    run = tmp_path / "run"
+    result = emtrain("dense-ssl", *DATA, "--out", run, *RUN)
+    assert result.returncode == 0, result.stderr
+    assert f"look at {run / 'report.html'}" in result.stdout
+    before = (run / "metrics.jsonl").read_bytes()
+
+    refused(emtrain("dense-ssl", *DATA, "--out", run, *RUN), "holds another run", "--resume")
+    other = emtrain("dense-ssl", "--out", run, "--resume", "--set", "optim.lr=0.5")
+    refused(other, "another configuration", "optim.lr: 0.002 ≠ 0.5")
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+    described = emtrain("info", run)
+    assert "4 of 4" in described.stdout and described.returncode == 0
+    weights = emtrain("info", run / "weights" / "encoder")
+    assert "DenseEncoder" in weights.stdout
+    again = emtrain("dense-ssl", "--config", run / "config.json", "--out", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "b" / "report.html").exists()
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(emtrain("dense-ssl", *DATA, *RUN, "--out", tmp_path / "file"), "not an empty folder")
+    refused(emtrain("dense-ssl", *DATA, *RUN, "--out", tmp_path / "file" / "run"), "cannot write")
+    refused(emtrain("dense-ssl", "--resume"), "--out")
+    refused(emtrain("dense-ssl", "--resume", "--out", tmp_path / "none"), "no run to resume")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    arguments = [*DATA, "--out", str(run), *RUN, "--set", "optim.steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "em_train.cli", "dense-ssl", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "--resume" in errors and "Traceback" not in errors
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    resumed = emtrain(
+        "dense-ssl", "--out", run, "--resume", "--set", f"optim.steps={steps[-1] + 2}"
+    )
+    refused(resumed, "optim.steps")  # the schedule depends on it
+    assert "saved at step" in (run / "log.txt").read_text()
+
+
+def test_synth_writes_what_info_describes(tmp_path):
+    out = tmp_path / "tissue.zarr"
+    made = emtrain("synth", out, "--shape", "8,96,80", "--voxel-nm", "10,10,10", "--seed", "3")
+    assert made.returncode == 0, made.stderr
+    result = emtrain("info", out, "--json", tmp_path / "info.json")
+    assert result.returncode == 0, result.stderr
+    info = json.loads((tmp_path / "info.json").read_text())
+    assert info["format"] == "OME-Zarr 0.5"
+    assert info["shape (z, y, x)"] == "8 × 96 × 80"
+    assert info["voxel size (nm)"] == "10 × 10 × 10"
+    assert info["labels"] == "classes, instances"
+    refused(emtrain("synth", out, "--shape", "8,64,64"), "exists already")
+    refused(emtrain("synth", tmp_path / "b.zarr", "--shape", "8,64"), "--shape", "three numbers")
+    refused(emtrain("synth", tmp_path / "b.zarr", "--set", "noize=1"), "did you mean noise?")
+    refused(emtrain("synth", tmp_path / "b.zarr", "--shape", "0,64,64"), "shape_vx")
+    assert not (tmp_path / "b.zarr").exists()
+
+
+def test_info_of_this_machine_and_of_nothing(tmp_path):
+    result = emtrain("info")
+    assert result.returncode == 0
+    for name in ("python", "torch", "em-data", "losses"):
+        assert name in result.stdout
+    refused(emtrain("info", tmp_path / "nothing"), "no volume at")
+    refused(emtrain("info", tmp_path), "folder")
+
+
+def test_debug_shows_the_traceback():
+    result = emtrain("info", "nowhere", "--debug")
+    assert result.returncode == 1 and "Traceback" in result.stderr

@@ -1,0 +1,60 @@
+from dataclasses import dataclass
+
+import pytest
+from em_train.errors import RunFolderError
+from em_train.run_folder import new_run, resumed_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """Keys that may change."""
+
+    seed: int = 0
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A configuration."""
+
+    run: Run = Run()
+    lr: float = 0.1
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    new_run(tmp_path / "a", Tree(), "cmd")
+    with pytest.raises(RunFolderError, match="holds another run"):
+        new_run(tmp_path / "a", Tree(), "cmd")
+    (tmp_path / "b").mkdir()
+    new_run(tmp_path / "b", Tree(), "cmd")  # an empty folder is fine
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="not an empty folder"):
+        new_run(tmp_path / "c", Tree(), "cmd")
+
+
+def test_only_harmless_keys_may_change_on_resume(tmp_path):
+    new_run(tmp_path / "a", Tree(), "cmd")
+    resumed_run(tmp_path / "a", Tree(run=Run(log_every=1)), "cmd")
+    with pytest.raises(RunFolderError, match=r"lr: 0\.1 ≠ 0\.2"):
+        resumed_run(tmp_path / "a", Tree(lr=0.2), "cmd")
+    with pytest.raises(RunFolderError, match=r"run\.seed: 0 ≠ 1"):
+        resumed_run(tmp_path / "a", Tree(run=Run(seed=1)), "cmd")
+    with pytest.raises(RunFolderError, match="no run to resume"):
+        resumed_run(tmp_path / "none", Tree(), "cmd")
+
+
+def test_rows_cut_off_by_a_kill_and_rows_to_be_repeated_go(tmp_path):
+    folder = new_run(tmp_path / "a", Tree(), "cmd")
+    for step in (1, 2, 3):
+        folder.record({"step": step})
+        (folder.images / f"step-{step:06d}.png").write_bytes(b"")
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in folder.rows()] == [1, 2, 3]
+    folder.rewind(2)
+    assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [p.name for p in sorted(folder.images.iterdir())] == [
+        "step-000001.png",
+        "step-000002.png",
+    ]
