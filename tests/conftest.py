@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# The tensors of the tests are small: on a busy machine two threads wait for each other longer than
+# they work. Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parents[1]
 
 

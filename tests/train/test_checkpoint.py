@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from em_train import checkpoint
@@ -51,3 +54,26 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".step-00000002.pt.tmp").write_bytes(b"half")
     checkpoint.remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-00000001.pt"]
+
+
+FILL = """
+import resource, sys, torch
+from pathlib import Path
+from em_train import checkpoint
+folder = Path(sys.argv[1])
+checkpoint.save(folder, 1, {"x": torch.zeros(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond this
+try:
+    checkpoint.save(folder, 2, {"x": torch.zeros(1_000_000)})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "cannot write" in result.stdout and "--resume" in result.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-00000001.pt"]
+    assert checkpoint.load(tmp_path)["step"] == 1

@@ -30,11 +30,12 @@ def save(model: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     described = {"class": name, "config": dataclasses.asdict(config), "format": FORMAT}
-    save_file(
-        {key: value.contiguous() for key, value in model.state_dict().items()},
-        folder / "model.safetensors",
-    )
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    # Under temporary names first: what is called model.safetensors is whole.
+    weights, text = folder / ".model.safetensors.tmp", folder / ".config.json.tmp"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    text.write_text(json.dumps(described, indent=2) + "\n")
+    weights.replace(folder / "model.safetensors")
+    text.replace(folder / "config.json")
 
 
 def load(folder: str | Path) -> nn.Module:

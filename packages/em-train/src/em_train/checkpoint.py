@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,15 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Pa
     """Write `step-<step>.pt`, point `last` to it, and remove all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, "step": step, **state}, temporary)
+    try:
+        with replacing(path) as temporary:
+            torch.save({"format": FORMAT, "step": step, **state}, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(
+            f"cannot write {path} ({str(error).splitlines()[0]}; {free:.0f} MiB free); the "
+            "checkpoint before it is good: make room, then go on with --resume"
+        ) from error
     point(folder / "last", path.name)
     for old in _steps(folder)[:-keep]:
         old.unlink()

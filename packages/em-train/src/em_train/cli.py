@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -69,9 +69,9 @@ def dense_ssl(
     """Learn classes of content for every pixel, without labels.
 
     An encoder gives every pixel one of K classes, a predictor guesses the classes of a slice from
-    its neighbours. The run folder holds pictures, weights, metrics and [bold]report.html[/].
+    its neighbours. The run folder holds pictures, weights, metrics and `report.html`.
 
-    [dim]emtrain dense-ssl --data raw.zarr --out runs/first --set optim.steps=2000[/]
+    For instance: `emtrain dense-ssl --data raw.zarr --out runs/first --set optim.steps=2000`
     """
     from em_train import config as configuration
     from em_train import stop
@@ -121,9 +121,9 @@ def synth(
 ) -> None:
     """Write a synthetic EM volume with its truth as OME-Zarr.
 
-    Raw voxels at the root, [bold]labels/classes[/] and [bold]labels/instances[/] beside them.
+    Raw voxels at the root, `labels/classes` and `labels/instances` beside them.
 
-    [dim]emtrain synth tissue.zarr --shape 100,512,512 --voxel-nm 10,10,10[/]
+    For instance: `emtrain synth tissue.zarr --shape 100,512,512 --voxel-nm 10,10,10`
     """
     from em_train import config as configuration
     from em_train.synth import SyntheticConfig, write_synthetic

@@ -20,6 +20,7 @@ from em_train.run_folder import RunFolder
 
 VIEW_VX = 360  # side of the pictures
 SCORED_SLICES = 8
+SCORED_VX = 768  # side of the window of each slice that is compared with the truth
 TRUTH = "classes"  # label image that synthetic volumes carry
 
 CURVES = (
@@ -39,12 +40,11 @@ CURVES = (
 )
 
 
-def view_box(volume: Volume, margin: int) -> Box:
-    """The middle of a volume, with the border that the encoder loses."""
-    depth, *sides = volume.shape
-    size = [min(n, VIEW_VX + 2 * margin) for n in sides]
-    origin = [(n - s) // 2 for n, s in zip(sides, size, strict=True)]
-    return Box((depth // 2, origin[0], origin[1]), (1, size[0], size[1]))
+def view_box(volume: Volume, margin: int, z: int, side_vx: int = VIEW_VX) -> Box:
+    """The middle of a slice, with the border that the encoder loses."""
+    size = [min(n, side_vx + 2 * margin) for n in volume.shape[1:]]
+    origin = [(n - s) // 2 for n, s in zip(volume.shape[1:], size, strict=True)]
+    return Box((z, origin[0], origin[1]), (1, size[0], size[1]))
 
 
 @torch.inference_mode()
@@ -61,7 +61,7 @@ def hard_codes(encoder: DenseEncoder, slices: np.ndarray) -> np.ndarray:
 def preview(encoder: DenseEncoder, volume: Volume, folder: RunFolder, name: str) -> None:
     """Save one slice as raw, classes, overlay and, where it is known, truth."""
     margin, classes = encoder.config.margin, encoder.config.classes
-    box = view_box(volume, margin)
+    box = view_box(volume, margin, volume.shape[0] // 2)
     raw = volume.read(box)
     colours = pictures.class_map(hard_codes(encoder, raw)[0], classes)
     grey = _bytes(raw[0])[margin:-margin, margin:-margin]
@@ -80,8 +80,9 @@ def agreement(encoder: DenseEncoder, volume: Volume) -> dict[str, float] | None:
     depth = volume.shape[0]
     planes = sorted({int(z) for z in np.linspace(0, depth - 1, SCORED_SLICES + 2)[1:-1]})
     inner = slice(margin, -margin)
-    raw = np.concatenate([volume[z : z + 1, :, :] for z in planes])
-    truth = np.concatenate([volume.labels(TRUTH)[z : z + 1, :, :] for z in planes])
+    boxes = [view_box(volume, margin, z, SCORED_VX) for z in planes]
+    raw = np.concatenate([volume.read(box) for box in boxes])
+    truth = np.concatenate([volume.labels(TRUTH).read(box) for box in boxes])
     truth_inner = torch.from_numpy(truth[:, inner, inner].astype(np.int64))
     image = torch.from_numpy(raw) * SCALES[raw.dtype]
     grey: Tensor = grey_codes(image, grey_centres(image, k))[:, inner, inner]

@@ -13,6 +13,11 @@ console = Console(stderr=True, highlight=False)
 PLAIN_SECONDS = 20.0  # between lines where there is no terminal
 
 
+def say(message: str) -> None:
+    """Print one line, as long as it is, so that paths can be copied."""
+    console.print(message, soft_wrap=True)
+
+
 class Meter:
     """Shows how far a loop is and what it measures."""
 
@@ -27,7 +32,7 @@ class Meter:
         now = time.monotonic()
         if not console.is_terminal and (now - self._said > PLAIN_SECONDS or done == self._total):
             self._said = now
-            console.print(f"{self._what} {done}/{self._total}  {note}", soft_wrap=True)
+            say(f"{self._what} {done}/{self._total}  {note}")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from em_data import blocks, new_store
 from em_data.geometry import float3, int3
 from em_data.synthetic import SyntheticConfig, render
 
-from em_train.progress import console, meter
+from em_train.progress import meter, say
 
 __all__ = ["SyntheticConfig", "write_synthetic"]
 
@@ -29,4 +29,4 @@ def write_synthetic(config: SyntheticConfig, out: Path, *, overwrite: bool = Fal
                 classes.write(box, block.classes)
                 instances.write(box, block.instances)
                 bar.update(done, f"{' × '.join(map(str, shape))} voxels")
-    console.print(f"wrote {out}; look at it with: emtrain info {out}", soft_wrap=True)
+    say(f"wrote {out}; look at it with: emtrain info {out}")

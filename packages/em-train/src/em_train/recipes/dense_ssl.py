@@ -46,7 +46,7 @@ from em_train.dense_report import agreement, preview, write_report
 from em_train.device import Device, Precision, autocast, choose_device
 from em_train.metrics import effective_classes
 from em_train.optim import OptimConfig
-from em_train.progress import console, meter
+from em_train.progress import meter, say
 from em_train.run_folder import RunFolder
 from em_train.stop import StopRequest
 
@@ -237,7 +237,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     summary = summarise(averaged["encoder"], volumes[0], folder)
     write_report(folder, config, summary)
     for name, value in summary.items():
-        console.print(f"[bold]{name}[/]  {value}")
+        say(f"[bold]{name}[/]  {value}")
     return True
 
 
@@ -323,14 +323,14 @@ def announce(
         size = " × ".join(map(str, volume.shape))
         unit = volume.voxel_size_nm
         nm = " × ".join(f"{s:g}" for s in unit) + " nm" if unit else "unknown voxel size"
-        console.print(f"data    {volume.source}: {size} voxels of {nm}, {volume.dtype}")
+        say(f"data    {volume.source}: {size} voxels of {nm}, {volume.dtype}")
     encoder: Any = networks["encoder"]
-    console.print(
+    say(
         f"model   {count_parameters(networks):,} parameters, receptive field "
         f"{encoder.config.receptive_field} px, {encoder.config.classes} classes, on {device}, "
         f"{'compiled' if kernels_in_use() else 'plain torch'} losses"
     )
-    console.print(f"run     {folder.path}" + (f", going on at step {start}" if start else ""))
+    say(f"run     {folder.path}" + (f", going on at step {start}" if start else ""))
     folder.log(f"{'resumed' if start else 'started'} at step {start} on {device}")
 
 
