@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from em_data import Box, BoxError, StoreExistsError, blocks, new_store, open_volume
+from em_data import Box, BoxError, StoreExistsError, new_store, open_volume, tiles
 
 
 def test_a_store_reads_back_with_its_units_and_labels(tmp_path):
@@ -10,7 +10,7 @@ def test_a_store_reads_back_with_its_units_and_labels(tmp_path):
     with new_store(path) as store:
         image = store.add_image(raw.shape, np.uint8, (40, 4, 4), origin_nm=(0, 8, 16))
         truth = store.add_image(raw.shape, np.uint32, (40, 4, 4), label="truth")
-        for box in blocks(raw.shape, (4, 64, 64)):
+        for box in tiles(raw.shape, (4, 64, 64)):
             image.write(box, raw[box.slices])
             truth.write(box, labels[box.slices])
         assert not path.exists()

@@ -13,7 +13,7 @@ from em_data.errors import (
     VolumeReadError,
 )
 from em_data.formats import open_volume
-from em_data.geometry import Box, blocks
+from em_data.geometry import Box, tiles
 from em_data.sampler import Key, Sample, StackConfig, StackSampler, Stream, random_at
 from em_data.stitch import new_store
 from em_data.volume import Level, Volume
@@ -32,8 +32,8 @@ __all__ = [
     "VolumeFormatError",
     "VolumeNotFoundError",
     "VolumeReadError",
-    "blocks",
     "new_store",
     "open_volume",
     "random_at",
+    "tiles",
 ]

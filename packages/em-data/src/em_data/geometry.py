@@ -62,10 +62,10 @@ take a smaller crop
             )
 
 
-def blocks(shape: Int3, block_vx: Int3) -> Iterator[Box]:
+def tiles(shape: Int3, block_vx: Int3) -> Iterator[Box]:
     """Boxes of at most `block_vx` that tile `shape`, in C order.
 
-    >>> [box.size_vx for box in blocks((3, 4, 4), (2, 4, 4))]
+    >>> [box.size_vx for box in tiles((3, 4, 4), (2, 4, 4))]
     [(2, 4, 4), (1, 4, 4)]
     """
     starts = (range(0, n, b) for n, b in zip(shape, block_vx, strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 
 from em_data.errors import BoxError, StoreExistsError
-from em_data.geometry import Box, Float3, Int3, blocks, check_inside, int3
+from em_data.geometry import Box, Float3, Int3, check_inside, int3, tiles
 
 CHUNK_VX: Int3 = (32, 128, 128)  # 512 KiB of uint8: small enough to look at, large enough to stream
 
@@ -133,7 +133,7 @@ def add_pyramid(image: Image, smallest_vx: int = 64) -> None:
             chunks=int3([min(c, n) for c, n in zip(source.chunks, shape, strict=True)]),
             dimension_names=("z", "y", "x"),
         )
-        for box in blocks(shape, int3(target.chunks)):
+        for box in tiles(shape, int3(target.chunks)):
             target[box.slices] = _halve(source, box, step, image.is_label)
         # An average lies in the middle of its voxels, a picked voxel where it was.
         if not image.is_label:

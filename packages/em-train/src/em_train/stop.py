@@ -6,6 +6,7 @@ current step end; a second Ctrl-C leaves at once.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -44,3 +45,5 @@ class StopRequest:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        # Written past all buffers: a handler may interrupt any of them.
+        os.write(2, f"\n{self.name}: saving after this step; Ctrl-C leaves at once\n".encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from em_data import blocks, new_store
+from em_data import new_store, tiles
 from em_data.geometry import float3, int3
 from em_data.synthetic import SyntheticConfig, render
 
@@ -21,7 +21,7 @@ def write_synthetic(config: SyntheticConfig, out: Path, *, overwrite: bool = Fal
         raw = store.add_image(shape, np.uint8, size_nm)
         classes = store.add_image(shape, np.uint8, size_nm, label="classes")
         instances = store.add_image(shape, np.uint32, size_nm, label="instances")
-        boxes = list(blocks(shape, int3([min(n, 256) for n in shape])))
+        boxes = list(tiles(shape, int3([min(n, 256) for n in shape])))
         with meter("synth", len(boxes)) as bar:
             for done, box in enumerate(boxes, 1):
                 block = render(config, box.origin_vx, box.size_vx)
