@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from em_data import Key, StackConfig, StackSampler, VolumeFormatError, VolumeReadError, open_volume
+from em_data import (
+    BlockPlan,
+    BlockSampler,
+    Key,
+    PlaceSampler,
+    StackConfig,
+    VolumeFormatError,
+    VolumeReadError,
+    open_volume,
+)
 from em_data.loader import Loader
 
 
@@ -15,7 +24,7 @@ def volumes():
 
 
 def loader(volumes, **changes):
-    sampler = StackSampler([v.shape for v in volumes], StackConfig(size_vx=21), seed=1)
+    sampler = PlaceSampler([v.shape for v in volumes], StackConfig(size_vx=21), seed=1)
     settings = {"batch_size": 4, "samples_per_epoch": 10, "threads": 2} | changes
     return Loader(volumes, sampler, **settings)
 
@@ -30,7 +39,7 @@ def test_a_batch_holds_the_voxels_of_its_samples(volumes):
             sample = reader.sampler(key)
             volume = volumes[sample.volume]
             np.testing.assert_array_equal(raw.numpy(), volume.read(sample.box))
-            z, (y, x) = sample.slices_z[0], sample.window_yx
+            z, y, x = sample.box.origin_vx
             assert origin.tolist() == [40 * z, 100 + 4 * y, 4 * x]
     image = batches[0].image()
     torch.testing.assert_close(image, batches[0].raw.float() / 255)
@@ -38,7 +47,7 @@ def test_a_batch_holds_the_voxels_of_its_samples(volumes):
 
 def test_threads_and_resuming_do_not_change_batches(volumes):
     whole = [batch.raw for batch in loader(volumes, threads=1).batches(0, 8)]
-    resumed = [batch.raw for batch in loader(volumes, threads=4, ahead=1).batches(5, 8)]
+    resumed = [batch.raw for batch in loader(volumes, threads=4, in_flight=1).batches(5, 8)]
     for a, b in zip(whole[5:], resumed, strict=True):
         assert torch.equal(a, b)
 
@@ -53,14 +62,75 @@ def test_ranks_share_out_the_global_batch(volumes):
 
 def test_gaps_between_slices_are_left_out(volumes):
     config = StackConfig(size_vx=21, offsets_z=(-3, 0, 1))
-    sampler = StackSampler([volumes[0].shape], config, seed=0)
+    sampler = PlaceSampler([volumes[0].shape], config, seed=0)
     reader = Loader(volumes[:1], sampler, batch_size=1, samples_per_epoch=10)
     (batch,) = reader.batches(0, 1)
     sample = sampler(batch.keys[0])
-    y, x = sample.window_yx
-    for plane, z in zip(batch.raw[0], sample.slices_z, strict=True):
-        expected = volumes[0][z : z + 1, y : y + 21, x : x + 21][0]
+    z, y, x = sample.box.origin_vx
+    for plane, offset in zip(batch.raw[0], (0, 3, 4), strict=True):
+        expected = volumes[0][z + offset : z + offset + 1, y : y + 21, x : x + 21][0]
         np.testing.assert_array_equal(plane.numpy(), expected)
+
+
+PLAN = BlockPlan(chunks=(1, 2, 1), slots=4, positions=3, crops=5)
+
+
+def block_loader(volumes, slots=4, **changes):
+    sampler = BlockSampler(
+        [v.shape for v in volumes],
+        [(4, 16, 16)] * len(volumes),
+        StackConfig(size_vx=21),
+        PLAN,
+        seed=1,
+        samples_per_epoch=30,
+    )
+    settings = {"batch_size": 4, "samples_per_epoch": 30} | changes
+    return Loader(volumes, sampler, **settings)
+
+
+def test_blocks_give_the_voxels_of_their_samples(volumes):
+    reader = block_loader(volumes)
+    for batch in reader.batches(0, 60):
+        for raw, key in zip(batch.raw, batch.keys, strict=True):
+            sample = reader.sampler(key)
+            np.testing.assert_array_equal(raw.numpy(), volumes[sample.volume].read(sample.box))
+
+
+def test_blocks_are_read_once_and_let_go(volumes):
+    reads = []
+
+    class Counting:
+        shape, dtype = volumes[0].shape, np.dtype(np.uint8)
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return volumes[0].array[index]
+
+    from em_data import Volume
+
+    reader = block_loader([Volume(Counting(), "counted", "test")], in_flight=2)
+    used = {reader.sampler.block_id(key) for step in range(100) for key in reader.keys(step)}
+    for _ in reader.batches(0, 100):
+        pass
+    assert len(reads) == len(used)
+    # 400 crops from blocks of 5: the blocks of the first and last rounds serve fewer.
+    assert 80 <= len(used) <= 80 + 2 * PLAN.slots * PLAN.positions
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_blocks_do_not_depend_on_threads_ranks_or_resuming(volumes, world, threads):
+    whole = [batch.raw for batch in block_loader(volumes).batches(0, 40)]
+    settings = {"world": world, "batch_size": 4 // world, "threads": threads, "in_flight": threads}
+    for start in (0, 17):
+        ranks = [block_loader(volumes, rank=r, **settings).batches(start, 40) for r in range(world)]
+        for step, parts in enumerate(zip(*ranks, strict=True), start):
+            assert torch.equal(torch.cat([part.raw for part in parts]), whole[step])
+
+
+def test_a_plan_for_another_batch_is_refused(volumes):
+    with pytest.raises(ValueError, match="plan for 6"):
+        block_loader(volumes, batch_size=6)
 
 
 def test_a_failed_read_reaches_the_reader_of_batches(volumes):

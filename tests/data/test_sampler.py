@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
-from em_data import BoxError, Key, StackConfig, StackSampler, random_at
+from em_data import BoxError, CubeConfig, Key, PlaceSampler, StackConfig, random_at
 
 
 def test_a_sample_depends_on_its_key_alone():
-    sampler = StackSampler([(20, 100, 120)], StackConfig(size_vx=41), seed=3)
+    sampler = PlaceSampler([(20, 100, 120)], StackConfig(size_vx=41), seed=3)
     there = [sampler(Key(1, n)) for n in range(20)]
     back = [sampler(Key(1, n)) for n in reversed(range(20))][::-1]
     assert there == back
-    assert len({(s.slices_z, s.window_yx) for s in there}) > 15
-    other = StackSampler([(20, 100, 120)], StackConfig(size_vx=41), seed=4)
+    assert len({s.box for s in there}) > 15
+    other = PlaceSampler([(20, 100, 120)], StackConfig(size_vx=41), seed=4)
     assert [other(Key(1, n)) for n in range(20)] != there
 
 
@@ -30,24 +30,30 @@ def test_streams_and_seeds_do_not_share_numbers():
 def test_places_are_uniform_over_volumes_and_stay_inside():
     shapes = [(5, 20, 20), (9, 30, 20)]
     config = StackConfig(size_vx=11, offsets_z=(-2, 0, 1))
-    sampler = StackSampler(shapes, config, seed=0)
+    sampler = PlaceSampler(shapes, config, seed=0)
     samples = [sampler(Key(0, n)) for n in range(6000)]
     for sample in samples:
-        depth, height, width = shapes[sample.volume]
-        assert sample.slices_z[0] >= 0 and sample.slices_z[-1] < depth
-        assert sample.window_yx[0] + 11 <= height and sample.window_yx[1] + 11 <= width
-        assert sample.slices_z[1] - sample.slices_z[0] == 2
+        for origin, size, length in zip(*sample.box, shapes[sample.volume], strict=True):
+            assert origin >= 0 and origin + size <= length
     # places: 2·10·10 in the first volume, 6·20·10 in the second
     counts = np.bincount([s.volume for s in samples], minlength=2) / len(samples)
     assert counts[0] == pytest.approx(200 / 1400, abs=0.02)
-    rows = np.bincount([s.window_yx[0] for s in samples if s.volume == 1], minlength=20)
+    rows = np.bincount([s.box.origin_vx[1] for s in samples if s.volume == 1], minlength=20)
     assert rows.min() > 0.7 * rows.mean() and rows.max() < 1.3 * rows.mean()
+
+
+def test_a_stack_is_some_slices_of_its_box():
+    config = StackConfig(size_vx=7, offsets_z=(-3, 0, 1))
+    assert (config.crop_vx, config.planes) == ((5, 7, 7), (0, 3, 4))
+    assert CubeConfig(size_vx=(2, 7, 7)).planes == (0, 1)
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BoxError, match=r"crop \(5, 64, 64\) exceeds volume \(4, 100, 100\) on z"):
-        StackSampler([(4, 100, 100)], StackConfig(size_vx=64), seed=0)
+        PlaceSampler([(4, 100, 100)], StackConfig(size_vx=64), seed=0)
     with pytest.raises(BoxError, match="offsets_z"):
         StackConfig(offsets_z=(-1, 1))
+    with pytest.raises(BoxError, match="at least 1 voxel"):
+        CubeConfig(size_vx=(4, 0, 4))
     with pytest.raises(BoxError, match="at least one"):
-        StackSampler([], StackConfig(), seed=0)
+        PlaceSampler([], StackConfig(), seed=0)

@@ -10,7 +10,7 @@ import em_models
 import numpy as np
 import pytest
 import torch
-from em_data import augment, open_volume
+from em_data import BlockSampler, augment, open_volume
 from em_train import checkpoint
 from em_train import config as configuration
 from em_train.config import Layer, resolve
@@ -162,6 +162,18 @@ def test_hard_codes_cover_the_slice_without_its_border():
     assert codes.shape == (3, 64 - 2 * margin, 70 - 2 * margin)
     alone = hard_codes(encoder, slices[1:2, :60])
     np.testing.assert_array_equal(alone[0], codes[1, : 60 - 2 * margin])
+
+
+def test_a_volume_larger_than_the_memory_is_read_by_blocks(tmp_path):
+    changes = {"volumes": ["synthetic:shape=16x800x800,seed=1"], "memory_gib": 9 / 1024}
+    config = small(data=changes, optim={"steps": 2})
+    (volume,) = recipe.open_volumes(config.data)
+    assert isinstance(recipe.draw_samples([volume], config), BlockSampler)
+    assert start(tmp_path / "run", config)
+    assert [row["step"] for row in measured(tmp_path / "run")] == [1, 2]
+    tiny = small(data=changes | {"memory_gib": 1 / 1024})
+    with pytest.raises(ValueError, match="holds no block"):
+        recipe.check(tiny)
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written():

@@ -6,6 +6,7 @@ or aborts several zarr libraries.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from em_data.blocks import BlockId, BlockSampler
 from em_data.errors import VolumeFormatError
-from em_data.geometry import Float3
-from em_data.sampler import Key, Sample, StackSampler
+from em_data.geometry import Box, Float3
+from em_data.sampler import Key, PlaceSampler, Sample
 from em_data.volume import Volume
 
 # Stored type -> factor to [0, 1].
@@ -27,7 +29,7 @@ SCALES = {np.dtype(np.uint8): 1 / 255, np.dtype(np.uint16): 1 / 65535}
 
 @dataclass(frozen=True)
 class Batch:
-    """Slices as stored, with all that is needed to make sense of them."""
+    """Crops as stored, with all that is needed to make sense of them."""
 
     raw: Tensor  # (B, Z, Y, X) uint8 or uint16
     scale: float  # raw · scale + shift is in [0, 1]
@@ -49,33 +51,39 @@ class Loader:
     """Reads the samples of any range of steps ahead of their use.
 
     A global batch of step s holds samples s·G … s·G + G − 1 with G = `batch_size` · `world`; rank r
-    takes its own `batch_size` of them. Nothing else is state.
+    takes its own `batch_size` of them. Nothing else is state: with a `BlockSampler` the blocks that
+    step s needs are read again when a run is resumed there.
     """
 
     def __init__(
         self,
         volumes: Sequence[Volume],
-        sampler: StackSampler,
+        sampler: PlaceSampler | BlockSampler,
         *,
         batch_size: int,
         samples_per_epoch: int,
         threads: int = 2,
-        ahead: int = 3,
+        in_flight: int = 8,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         dtypes = {volume.dtype for volume in volumes}
         if len(dtypes) != 1 or next(iter(dtypes)) not in SCALES:
             raise VolumeFormatError(
-                f"volumes hold {', '.join(sorted(map(str, dtypes)))}; wanted all uint8 or all uint16: "
-                "convert them, or train on one kind"
+                f"volumes hold {', '.join(sorted(map(str, dtypes)))}; wanted all uint8 or all "
+                "uint16: convert them, or train on one kind"
+            )
+        if isinstance(sampler, BlockSampler) and sampler.plan.slots != batch_size * world:
+            raise ValueError(
+                f"the block plan is for {sampler.plan.slots} samples a batch, but {world} ranks take "
+                f"{batch_size} each; plan for {batch_size * world}"
             )
         self.volumes = list(volumes)
         self.sampler = sampler
         self.batch_size = batch_size
         self.samples_per_epoch = samples_per_epoch
         self.threads = threads
-        self.ahead = ahead
+        self.in_flight = in_flight
         self.rank = rank
         self.world = world
 
@@ -86,43 +94,87 @@ class Loader:
         return [Key(*divmod(number, self.samples_per_epoch)) for number in numbers]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` … `stop` − 1, at most `ahead` of them read in advance."""
+        """The batches of steps `start` … `stop` − 1, at most `in_flight` reads ahead."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix="em-data") as pool:
-            waiting: deque[list[Future[np.ndarray]]] = deque()
-            samples: deque[list[Sample]] = deque()
+            read = self._crops if isinstance(self.sampler, PlaceSampler) else self._crops_of_blocks
             try:
-                for step in range(start, stop + self.ahead):
-                    if step < stop:
-                        samples.append([self.sampler(key) for key in self.keys(step)])
-                        waiting.append([pool.submit(self._read, one) for one in samples[-1]])
-                    if step >= start + self.ahead:
-                        crops = [future.result() for future in waiting.popleft()]
-                        yield self._collate(samples.popleft(), crops)
+                for samples, crops in read(pool, start, stop):
+                    yield self._collate(samples, crops)
             finally:  # the consumer left early, or a read failed
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, sample: Sample) -> np.ndarray:
-        crop = self.volumes[sample.volume].read(sample.box)
-        planes = [z - sample.slices_z[0] for z in sample.slices_z]
-        return crop[planes]
+    def _crops(
+        self, pool: ThreadPoolExecutor, start: int, stop: int
+    ) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
+        """Each crop read by itself."""
+        waiting: deque[tuple[list[Sample], list[Future[np.ndarray]]]] = deque()
+        coming = iter(range(start, stop))
+        ahead = -(-self.in_flight // self.batch_size)
+        while True:
+            for step in itertools.islice(coming, ahead + 1 - len(waiting)):
+                samples = [self.sampler(key) for key in self.keys(step)]
+                futures = [pool.submit(self.volumes[s.volume].read, s.box) for s in samples]
+                waiting.append((samples, futures))
+            if not waiting:
+                return
+            samples, futures = waiting.popleft()
+            yield samples, [future.result() for future in futures]
+
+    def _crops_of_blocks(
+        self, pool: ThreadPoolExecutor, start: int, stop: int
+    ) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
+        """Crops cut out of blocks that are read once and kept while they are of use."""
+        assert isinstance(self.sampler, BlockSampler)
+        sampler = self.sampler
+        held: dict[BlockId, Future[np.ndarray]] = {}
+        unused: set[BlockId] = set()  # on their way, or there and not yet asked for
+        scheduled = start
+        for step in range(start, stop):
+            # First what this step needs, then as far ahead as there is room.
+            while scheduled < stop and (scheduled <= step or len(unused) < self.in_flight):
+                for block_id in map(sampler.block_id, self.keys(scheduled)):
+                    if block_id not in held:
+                        block = sampler.block(block_id)
+                        held[block_id] = pool.submit(self.volumes[block.volume].read, block.box)
+                        unused.add(block_id)
+                scheduled += 1
+            samples, crops = [], []
+            for key in self.keys(step):
+                block_id = sampler.block_id(key)
+                unused.discard(block_id)
+                voxels = held[block_id].result()
+                sample, start_vx = sampler(key), sampler.block(block_id).box.origin_vx
+                inside = [o - s for o, s in zip(sample.box.origin_vx, start_vx, strict=True)]
+                samples.append(sample)
+                crops.append(
+                    voxels[Box((inside[0], inside[1], inside[2]), sample.box.size_vx).slices]
+                )
+                if sampler.is_last(key):
+                    del held[block_id]
+            yield samples, crops
 
     def _collate(self, samples: list[Sample], crops: list[np.ndarray]) -> Batch:
+        planes = list(self.sampler.config.planes)
+        whole = len(planes) == self.sampler.config.crop_vx[0]
+        raw = np.empty((len(crops), len(planes), *crops[0].shape[1:]), crops[0].dtype)
+        for place, crop in zip(raw, crops, strict=True):
+            np.copyto(place, crop if whole else crop[planes])
         sizes, origins = [], []
         for sample in samples:
             volume = self.volumes[sample.volume]
             size = volume.voxel_size_nm
             sizes.append(size)
-            place = (sample.slices_z[0], *sample.window_yx)
             unit = size or (math.nan, math.nan, math.nan)  # unknown stays unknown
+            place_vx = sample.box.origin_vx
             origins.append(
-                [o + p * u for o, p, u in zip(volume.origin_nm, place, unit, strict=True)]
+                [o + p * u for o, p, u in zip(volume.origin_nm, place_vx, unit, strict=True)]
             )
-        raw = torch.from_numpy(np.stack(crops))
+        voxels = torch.from_numpy(raw)
         if torch.cuda.is_available():
-            raw = raw.pin_memory()
+            voxels = voxels.pin_memory()
         return Batch(
-            raw=raw,
-            scale=SCALES[self.volumes[0].dtype],
+            raw=voxels,
+            scale=SCALES[raw.dtype],
             shift=0.0,
             voxel_size_nm=sizes,
             origin_nm=torch.tensor(origins, dtype=torch.float64),

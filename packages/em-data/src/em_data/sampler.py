@@ -1,4 +1,4 @@
-"""Samplers: pure functions `(seed, epoch, number) -> where and how`.
+"""Samplers: pure functions `(seed, epoch, number) -> where`.
 
 Randomness is counter-based (Philox), so a sample depends on nothing that was drawn before it: any
 number of threads or ranks draws the same samples, and resuming needs no state beyond the step.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from em_data.errors import BoxError
-from em_data.geometry import Box, Int3
+from em_data.geometry import Box, Int3, int3
 
 
 class Stream(IntEnum):
@@ -26,6 +26,8 @@ class Stream(IntEnum):
     SYMMETRY = 1
     TARGET_SYMMETRY = 2
     PHOTOMETRY = 3
+    BLOCK = 4
+    ORDER = 5
 
 
 class Key(NamedTuple):
@@ -35,35 +37,24 @@ class Key(NamedTuple):
     number: int
 
 
-def random_at(seed: int, stream: int, key: Key) -> np.random.Generator:
-    """The generator of one sample and one purpose.
+def random_at(seed: int, stream: int, key: tuple[int, int]) -> np.random.Generator:
+    """The generator of one sample (or block) and one purpose.
 
-    Seed and stream are separate key words, epoch and number the high counter words: no two uses
-    share numbers, not even under neighbouring seeds.
+    Seed and stream are separate key words, the two parts of the key are the high counter words: no
+    two uses share numbers, not even under neighbouring seeds.
 
     >>> random_at(0, Stream.PLACE, Key(0, 5)).integers(100).item()
     13
     """
-    return np.random.Generator(
-        np.random.Philox(key=[seed, stream], counter=[0, 0, key.number, key.epoch])
-    )
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, key[1], key[0]]))
 
 
 class Sample(NamedTuple):
-    """Where a sample lies: slices `slices_z` of one volume, in a window of y and x."""
+    """Where a sample lies: a box of one volume."""
 
     volume: int
-    slices_z: tuple[int, ...]
-    window_yx: tuple[int, int]  # first voxel
-    size_vx: int
+    box: Box
     key: Key
-
-    @property
-    def box(self) -> Box:
-        """The smallest box that holds all of the slices."""
-        y, x = self.window_yx
-        depth = self.slices_z[-1] - self.slices_z[0] + 1
-        return Box((self.slices_z[0], y, x), (depth, self.size_vx, self.size_vx))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,40 +75,81 @@ class StackConfig:
                 "among them, for instance (-2, -1, 0, 1, 2)"
             )
 
+    @property
+    def crop_vx(self) -> Int3:
+        """The box that holds a stack."""
+        return (self.offsets_z[-1] - self.offsets_z[0] + 1, self.size_vx, self.size_vx)
 
-class StackSampler:
-    """Draws stacks uniformly over all places of all volumes, larger volumes more often.
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Slices of that box that belong to the stack."""
+        return tuple(offset - self.offsets_z[0] for offset in self.offsets_z)
 
-    >>> sampler = StackSampler([(40, 512, 512)], StackConfig(size_vx=128), seed=0)
-    >>> sampler(Key(epoch=0, number=0)).slices_z
-    (1, 2, 3, 4, 5)
+
+@dataclass(frozen=True, kw_only=True)
+class CubeConfig:
+    """Boxes of any shape."""
+
+    size_vx: Int3 = (64, 64, 64)
+    """Size (z, y, x) in voxels; thin in z where voxels are tall."""
+
+    def __post_init__(self) -> None:
+        if min(self.size_vx) < 1:
+            raise BoxError(f"size_vx is {self.size_vx}; wanted at least 1 voxel along every axis")
+
+    @property
+    def crop_vx(self) -> Int3:
+        """The box itself."""
+        return self.size_vx
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """All of its slices."""
+        return tuple(range(self.size_vx[0]))
+
+
+CropConfig = StackConfig | CubeConfig
+
+
+def places(shapes: Sequence[Int3], crop_vx: Int3) -> list[Int3]:
+    """Number of places of a crop along each axis of each volume; refuses what does not fit.
+
+    >>> places([(50, 1024, 1024)], (64, 256, 256))
+    Traceback (most recent call last):
+    ...
+    em_data.errors.BoxError: crop (64, 256, 256) exceeds volume (50, 1024, 1024) on z; take a \
+smaller crop or fewer slices
+    """
+    if not shapes:
+        raise BoxError("no volume to sample from; give at least one")
+    for shape in shapes:
+        for axis, size, length in zip("zyx", crop_vx, shape, strict=True):
+            if size > length:
+                raise BoxError(
+                    f"crop {crop_vx} exceeds volume {tuple(shape)} on {axis}; "
+                    "take a smaller crop or fewer slices"
+                )
+    return [int3([n - s + 1 for s, n in zip(crop_vx, shape, strict=True)]) for shape in shapes]
+
+
+class PlaceSampler:
+    """Every place of every volume is as likely as every other, independently of all samples before.
+
+    >>> sampler = PlaceSampler([(40, 512, 512)], CubeConfig(size_vx=(5, 128, 128)), seed=0)
+    >>> sampler(Key(epoch=0, number=0)).box.origin_vx
+    (1, 96, 201)
     """
 
-    def __init__(self, shapes: Sequence[Int3], config: StackConfig, seed: int) -> None:
+    def __init__(self, shapes: Sequence[Int3], config: CropConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
-        first, last = config.offsets_z[0], config.offsets_z[-1]
-        size = (last - first + 1, config.size_vx, config.size_vx)
-        self.ranges: list[Int3] = []
-        for shape in shapes:
-            for axis, s, n in zip("zyx", size, shape, strict=True):
-                if s > n:
-                    raise BoxError(
-                        f"crop {size} exceeds volume {tuple(shape)} on {axis}; "
-                        "lower size_vx or take fewer slices"
-                    )
-            z, y, x = (n - s + 1 for s, n in zip(size, shape, strict=True))
-            self.ranges.append((z, y, x))
-        if not self.ranges:
-            raise BoxError("no volume to sample from; give at least one")
-        self._ends = list(itertools.accumulate(z * y * x for z, y, x in self.ranges))
+        self.places = places(shapes, config.crop_vx)
+        self._ends = list(itertools.accumulate(z * y * x for z, y, x in self.places))
 
     def __call__(self, key: Key) -> Sample:
-        """The sample of `key`: any place in any volume, each as likely as every other."""
+        """The sample of `key`."""
         place = int(random_at(self.seed, Stream.PLACE, key).integers(self._ends[-1]))
         volume = bisect.bisect_right(self._ends, place)
         place -= self._ends[volume - 1] if volume else 0
-        z, y, x = (int(i) for i in np.unravel_index(place, self.ranges[volume]))
-        target = z - self.config.offsets_z[0]
-        slices = tuple(target + offset for offset in self.config.offsets_z)
-        return Sample(volume, slices, (y, x), self.config.size_vx, key)
+        origin = int3([int(i) for i in np.unravel_index(place, self.places[volume])])
+        return Sample(volume, Box(origin, self.config.crop_vx), key)

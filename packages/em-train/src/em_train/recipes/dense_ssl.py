@@ -19,7 +19,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from em_data import StackConfig, StackSampler, Stream, Volume, augment, open_volume
+from em_data import (
+    BlockSampler,
+    PlaceSampler,
+    StackConfig,
+    Stream,
+    Volume,
+    augment,
+    choose_sampler,
+    open_volume,
+)
 from em_data.loader import Batch, Loader
 from em_losses import (
     cross_entropy,
@@ -62,8 +71,8 @@ class DataConfig:
     """Stacks per step."""
     samples_per_epoch: PositiveInt = 2000
     """Stacks after which an epoch is counted."""
-    memory_gib: NonNegativeFloat = 2.0
-    """Volumes up to this size in GiB, taken together, are held in memory; larger ones are read as needed."""
+    memory_gib: PositiveFloat = 2.0
+    """Memory for voxels in GiB. Volumes that fit are held; larger ones are read block by block."""
     threads: PositiveInt = 2
     """Reading threads."""
     photometry: NonNegativeFloat = 0.3
@@ -146,7 +155,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Data: slices as stored, in stacks around a target slice.
     volumes = open_volumes(config.data)
-    sampler = StackSampler([v.shape for v in volumes], config.data.stack, config.run.seed)
+    sampler = draw_samples(volumes, config)
     loader = Loader(
         volumes,
         sampler,
@@ -297,7 +306,7 @@ def check(config: Config) -> None:
     """Refuse what cannot run before anything is written."""
     choose_device(config.run.device)
     volumes = open_volumes(config.data, hold=False)
-    StackSampler([v.shape for v in volumes], config.data.stack, config.run.seed)
+    draw_samples(volumes, config)
 
 
 def open_volumes(config: DataConfig, *, hold: bool = True) -> list[Volume]:
@@ -308,6 +317,18 @@ def open_volumes(config: DataConfig, *, hold: bool = True) -> list[Volume]:
     if hold and sum(volume.nbytes for volume in volumes) <= config.memory_gib * 2**30:
         volumes = [volume.held_in_memory() for volume in volumes]
     return volumes
+
+
+def draw_samples(volumes: list[Volume], config: Config) -> PlaceSampler | BlockSampler:
+    """How places are drawn: independently, or by block shuffle where memory is too small."""
+    return choose_sampler(
+        volumes,
+        config.data.stack,
+        seed=config.run.seed,
+        samples_per_epoch=config.data.samples_per_epoch,
+        slots=config.data.batch_size,
+        budget_bytes=int(config.data.memory_gib * 2**30),
+    )
 
 
 def announce(
