@@ -78,6 +78,25 @@ def test_every_place_is_equally_likely():
         assert abs(statistic - (n - 1)) < 5 * np.sqrt(2 * n - 2)
 
 
+def test_larger_volumes_are_seen_more_often():
+    shapes, chunks = [SHAPE, (20, 40, 40)], [CHUNK, (4, 20, 20)]
+    plan = BlockPlan(chunks=(1, 1, 1), slots=2, positions=2, crops=1)
+    draws = BlockSampler(shapes, chunks, CROP, plan, seed=0, samples_per_epoch=10**6)
+    share = np.mean([draws(key).volume == 0 for key in keys(8000, 10**6)])
+    held = [
+        np.prod([n - s + 1 for n, s in zip(shape, CROP.crop_vx, strict=True)]) for shape in shapes
+    ]
+    assert share == pytest.approx(held[0] / sum(held), abs=0.02)
+
+
+def test_positions_are_visited_in_a_new_order_every_round():
+    draws = sampler(BlockPlan(chunks=(1, 1, 1), slots=1, positions=9, crops=4))
+    visits = [draws.block_id(key).position for key in keys(90)]
+    rounds = [tuple(visits[i : i + 9]) for i in range(0, 90, 9)]
+    assert all(sorted(one) == list(range(9)) for one in rounds)
+    assert len(set(rounds)) == len(rounds)
+
+
 def test_seed_and_plan_decide_and_nothing_else():
     first = [sampler()(key) for key in keys(100)]
     again, other = sampler(), sampler(seed=1)

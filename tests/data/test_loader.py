@@ -9,6 +9,7 @@ from em_data import (
     StackConfig,
     VolumeFormatError,
     VolumeReadError,
+    grey_range,
     open_volume,
 )
 from em_data.loader import Loader
@@ -42,7 +43,9 @@ def test_a_batch_holds_the_voxels_of_its_samples(volumes):
             z, y, x = sample.box.origin_vx
             assert origin.tolist() == [40 * z, 100 + 4 * y, 4 * x]
     image = batches[0].image()
-    torch.testing.assert_close(image, batches[0].raw.float() / 255)
+    for unit, raw, key in zip(image, batches[0].raw, batches[0].keys, strict=True):
+        grey = grey_range(volumes[reader.sampler(key).volume])
+        torch.testing.assert_close(unit, torch.from_numpy(grey.unit(raw.numpy())))
 
 
 def test_threads_and_resuming_do_not_change_batches(volumes):
@@ -96,8 +99,11 @@ def test_blocks_give_the_voxels_of_their_samples(volumes):
             np.testing.assert_array_equal(raw.numpy(), volumes[sample.volume].read(sample.box))
 
 
-def test_blocks_are_read_once_and_let_go(volumes):
+def test_blocks_are_read_once(volumes, monkeypatch):
     reads = []
+    from em_data import loader
+
+    monkeypatch.setattr(loader, "grey_range", lambda _: grey_range(volumes[0]))
 
     class Counting:
         shape, dtype = volumes[0].shape, np.dtype(np.uint8)
@@ -128,6 +134,49 @@ def test_blocks_do_not_depend_on_threads_ranks_or_resuming(volumes, world, threa
             assert torch.equal(torch.cat([part.raw for part in parts]), whole[step])
 
 
+def test_no_more_blocks_are_held_than_planned(volumes, monkeypatch):
+    import weakref
+
+    alive, most = 0, 0
+
+    class Tracked(np.ndarray):
+        """A block whose life can be followed."""
+
+    class Tracking:
+        shape, dtype = volumes[0].shape, np.dtype(np.uint8)
+
+        def __getitem__(self, index):
+            nonlocal alive, most
+            block = volumes[0].array[index].copy().view(Tracked)
+            alive += 1
+            most = max(most, alive)
+            weakref.finalize(block, let_go)
+            return block
+
+    def let_go():
+        nonlocal alive
+        alive -= 1
+
+    from em_data import Volume, loader
+
+    monkeypatch.setattr(Volume, "read", lambda self, box: self.array[box.slices])
+    monkeypatch.setattr(loader, "grey_range", lambda _: grey_range(volumes[0]))
+    reader = block_loader([Volume(Tracking(), "tracked", "test")], in_flight=2, threads=1)
+    for _ in reader.batches(0, 150):
+        pass
+    assert most <= PLAN.slots * PLAN.positions + 2 + PLAN.slots
+    assert most >= PLAN.slots * PLAN.positions
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_other_types_come_as_stored_and_in_their_own_range(dtype):
+    voxels = np.random.default_rng(0).uniform(0, 4095, (12, 60, 60)).astype(dtype)
+    (batch,) = loader([open_volume(voxels)]).batches(0, 1)
+    assert batch.raw.numpy().dtype == dtype
+    image = batch.image()
+    assert 0.4 < image.mean() < 0.6 and image.std() > 0.25
+
+
 def test_a_plan_for_another_batch_is_refused(volumes):
     with pytest.raises(ValueError, match="plan for 6"):
         block_loader(volumes, batch_size=6)
@@ -148,8 +197,8 @@ def test_a_failed_read_reaches_the_reader_of_batches(volumes):
 
 
 def test_mixed_or_odd_types_are_refused(volumes):
-    odd = open_volume(np.zeros((12, 60, 60), np.float32))
-    with pytest.raises(VolumeFormatError, match="float32"):
+    odd = open_volume(np.zeros((12, 60, 60), np.float64))
+    with pytest.raises(VolumeFormatError, match="float64"):
         loader([odd])
     with pytest.raises(VolumeFormatError, match="uint16, uint8"):
         loader([volumes[0], open_volume(np.zeros((12, 60, 60), np.uint16))])

@@ -57,3 +57,15 @@ def test_what_does_not_fit_is_refused():
         CubeConfig(size_vx=(4, 0, 4))
     with pytest.raises(BoxError, match="at least one"):
         PlaceSampler([], StackConfig(), seed=0)
+
+
+def test_the_generator_is_numpys_philox():
+    for seed, stream, key in [(0, 0, Key(0, 0)), (7, 3, Key(2, 10**12)), (2**63, 1, Key(1, 5))]:
+        direct = np.random.Philox(key=[seed, stream], counter=[0, 0, key.number, key.epoch])
+        expected = np.random.Generator(direct)
+        ours = random_at(seed, stream, key)
+        for size in (3, 5):
+            np.testing.assert_array_equal(ours.random(size), expected.random(size))
+            np.testing.assert_array_equal(
+                ours.integers(9, size=size), expected.integers(9, size=size)
+            )

@@ -56,6 +56,24 @@ def test_a_failure_leaves_nothing_and_a_taken_place_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_store_that_appeared_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "a.zarr"
+    with pytest.raises(StoreExistsError, match="exists already"), new_store(path) as store:
+        store.add_image((2, 4, 4), np.uint8, (1, 1, 1))
+        path.mkdir()
+        (path / "precious").write_text("data")
+    assert (path / "precious").read_text() == "data"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_can_be_overwritten(tmp_path):
+    path = tmp_path / "a.zarr"
+    path.write_text("a file")
+    with new_store(path, overwrite=True) as store:
+        store.add_image((2, 4, 4), np.uint8, (1, 1, 1))
+    assert path.is_dir() and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_block_must_fit_its_box(tmp_path):
     with new_store(tmp_path / "a.zarr") as store:
         image = store.add_image((2, 4, 4), np.uint8, (1, 1, 1))

@@ -7,6 +7,7 @@ from em_losses import (
     EntropySums,
     entropy_of_mean,
     entropy_sums,
+    entropy_sums_and_probabilities,
     kernels_in_use,
     mean_entropy,
     plain_entropy_sums,
@@ -56,6 +57,20 @@ def test_gradients_equal_numerical_ones(sums):
         return mean_entropy(found) - 2 * entropy_of_mean(found)
 
     assert torch.autograd.gradcheck(loss, logits)
+
+
+def test_probabilities_come_with_the_same_sums_and_carry_gradients():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4, 4, requires_grad=True)
+    sums, p = entropy_sums_and_probabilities(logits, temperature=0.5)
+    for got, expected in zip(sums, entropy_sums(logits, temperature=0.5), strict=True):
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(p, (logits / 0.5).softmax(1))
+    weights = torch.randn_like(p)
+    (p * weights).sum().backward()
+    twin = logits.detach().clone().requires_grad_()
+    ((twin / 0.5).softmax(1) * weights).sum().backward()
+    torch.testing.assert_close(logits.grad, twin.grad)
 
 
 def test_sums_of_parts_add_up_to_the_whole():

@@ -55,9 +55,24 @@ def test_embedding_is_of_unit_length_and_logits_are_cosines(encoder):
     assert codes.logits.abs().max() <= 3
 
 
+def test_fine_layers_reach_the_embedding():
+    """The last layer at each pitch is seen, and the norm of the embedding has nothing to learn."""
+    model = DenseEncoder(DenseEncoderConfig(channels=(4, 5, 6, 7, 8, 9)))
+    assert model.embed.in_channels == 6 + 9
+    assert not list(model.embed_norm.parameters())
+
+
 def test_impossible_layers_are_refused():
     with pytest.raises(ValueError, match="5, 6, 6 and 6 entries"):
         DenseEncoderConfig(channels=(8,) * 5)
+    for name in ("channels", "strides", "dilations"):
+        with pytest.raises(ValueError, match=f"{name} are"):
+            DenseEncoderConfig(**{name: (1, 1, 0, 1, 1, 1)})
+    for name, value in (("embedding", 0), ("sharpness", -1.0), ("sharpness", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name} is"):
+            DenseEncoderConfig(**{name: value})
+    with pytest.raises(ValueError, match="classes is 1"):
+        DenseEncoderConfig(classes=1)
     with pytest.raises(ValueError, match="odd"):
         DenseEncoderConfig(kernels=(4, 3, 3, 3, 3, 3))
     with pytest.raises(ValueError, match="receptive field of 41"):

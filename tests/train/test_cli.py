@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 RUN = [
@@ -69,6 +70,10 @@ def test_show_config_lists_every_key_and_does_not_run(tmp_path):
     assert result.returncode == 0
     assert "optim.lr" in result.stdout and "0.5 (default 0.002)" in result.stdout
     assert "Learning rate of AdamW" in result.stdout
+    odd = emtrain(
+        "dense-ssl", "--show-config", "--set", 'data.volumes=["a[/b].zarr"]', cwd=tmp_path
+    )
+    assert odd.returncode == 0 and "a[/b].zarr" in odd.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -89,13 +94,20 @@ def test_data_that_is_none_is_refused(tmp_path, data, expected):
 
 
 def test_a_run_its_folder_and_going_on(tmp_path):
-    run = tmp_path / "run"
-    result = emtrain("dense-ssl", *DATA, "--out", run, *RUN)
+    odd = tmp_path / "odd [/x] ü"  # brackets mean nothing in a path
+    odd.mkdir()
+    voxels = np.random.default_rng(0).integers(0, 4095, (6, 80, 80), np.uint16)
+    np.save(odd / "raw.npy", voxels)
+    run = odd / "run"
+    result = emtrain("dense-ssl", "--data", "raw.npy", "--out", run, *RUN, cwd=odd)
     assert result.returncode == 0, result.stderr
     assert f"look at {run / 'report.html'}" in result.stdout
     before = (run / "metrics.jsonl").read_bytes()
 
+    assert "uint16" in result.stderr and "Warning" not in result.stderr
     refused(emtrain("dense-ssl", *DATA, "--out", run, *RUN), "holds another run", "--resume")
+    gone = emtrain("dense-ssl", "--out", run, "--resume")  # from another folder
+    assert gone.returncode == 0, gone.stderr
     other = emtrain("dense-ssl", "--out", run, "--resume", "--set", "optim.lr=0.5")
     refused(other, "another configuration", "optim.lr: 0.002 ≠ 0.5")
     assert (run / "metrics.jsonl").read_bytes() == before

@@ -44,6 +44,7 @@ def test_every_error_is_named_at_once_with_the_nearest_right_key():
     with pytest.raises(ConfigError) as caught:
         resolve(Tree, [layer])
     message = str(caught.value)
+    assert "did you mean" in message
     assert "optim.lrr (--set): unknown key; did you mean optim.lr?" in message
     assert "nam (--set): unknown key; did you mean name?" in message
     assert "betas (--set): unknown key; did you mean optim.betas?" in message
@@ -51,6 +52,20 @@ def test_every_error_is_named_at_once_with_the_nearest_right_key():
     assert "name: Input should be a valid string" in message
     with pytest.raises(ConfigError, match="optim: betas must ascend"):
         resolve(Tree, [set_layer(["optim.betas=[2, 1]"])])
+
+
+def test_values_that_are_numbers_only_in_name_are_refused():
+    for assignment, message in [
+        ("optim.lr=inf", "optim.lr: wanted a finite number, got inf"),
+        ("optim.lr=true", "optim.lr .--set.: wanted a number, got True"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            resolve(Tree, [set_layer([assignment])])
+
+
+def test_a_group_set_at_once_keeps_the_keys_that_it_does_not_name():
+    layer = set_layer(["optim.lr=0.5", "optim={betas=[0.1, 0.2]}"])
+    assert resolve(Tree, [layer]).optim == Optim(lr=0.5, betas=(0.1, 0.2))
 
 
 def test_an_unknown_group_is_refused():
@@ -85,6 +100,14 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "bad.toml").write_text("lr = = 3")
     with pytest.raises(ConfigError, match=r"bad\.toml"):
         configuration.file_layer(tmp_path / "bad.toml", "tree")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="holds a list"):
+        configuration.file_layer(tmp_path / "list.json", "tree")
+    (tmp_path / "other.toml").write_text('command = "bush"')
+    with pytest.raises(ConfigError, match="'emtrain bush', not 'emtrain tree'"):
+        configuration.file_layer(tmp_path / "other.toml", "tree")
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        set_layer(["=1"])
     with pytest.raises(ConfigError, match="there are: "):
         configuration.preset_layer("nothing", "dense-ssl")
 

@@ -5,19 +5,25 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import em_models
 import numpy as np
 import pytest
 import torch
-from em_data import BlockSampler, augment, open_volume
+from em_data import BlockSampler, Box, GreyRange, Key, augment, new_store, open_volume
+from em_data.loader import Batch
+from em_losses import entropy_sums, mean_entropy
 from em_train import checkpoint
 from em_train import config as configuration
 from em_train.config import Layer, resolve
-from em_train.dense_report import hard_codes
+from em_train.dense_report import agreement, hard_codes, preview
 from em_train.errors import ConfigError
+from em_train.metrics import nmi
+from em_train.pictures import GAP_PX, TITLE_PX
 from em_train.recipes import dense_ssl as recipe
 from em_train.run_folder import new_run, resumed_run
+from PIL import Image
 
 SMALL = {
     "data": {
@@ -139,28 +145,159 @@ def test_loss_is_made_of_its_parts_and_learns(tmp_path):
     assert last < first - 0.05
 
 
-def test_target_codes_are_turned_back_onto_their_neighbours():
-    """With an encoder that keeps symmetry, turning the target changes nothing."""
-    encoder = em_models.DenseEncoder(em_models.DenseEncoderConfig(classes=5)).eval()
-    for convolution in encoder.convolutions:  # kernels that look the same from all eight sides
+def symmetric_networks(config):
+    """Networks that cannot tell the eight sides of a patch apart and predict the mean context."""
+    torch.manual_seed(0)
+    networks = recipe.make_networks(config)
+    encoder, predictor = networks["encoder"], networks["predictor"]
+    for convolution in encoder.convolutions:
         kernel = convolution.weight.data
-        convolution.weight.data = torch.stack(
-            [augment.transform(kernel, [k] * len(kernel)) for k in range(8)]
-        ).mean(0)
-    image = torch.rand(1, 1, 81, 81)
-    plain = encoder(image).logits
-    for k in range(8):
-        turned = encoder(augment.transform(image, [k])).logits
-        torch.testing.assert_close(augment.transform_back(turned, [k]), plain)
+        turned = [augment.transform(kernel, [k] * len(kernel)) for k in range(8)]
+        convolution.weight.data = torch.stack(turned).mean(0)
+    encoder(torch.rand(8, 1, 65, 65))  # the norms see data
+    torch.nn.init.zeros_(predictor.network[-1].weight)
+    torch.nn.init.zeros_(predictor.network[-1].bias)
+    return networks.eval()
+
+
+def batch_of(slices):
+    """A batch of 8 stacks from slices (8, Z, Y, X) of bytes."""
+    return Batch(
+        raw=slices,
+        scale=torch.full((8,), 1 / 255),
+        shift=torch.zeros(8),
+        voxel_size_nm=[None] * 8,
+        origin_nm=torch.zeros(8, 3),
+        keys=[Key(0, n) for n in range(8)],
+    )
+
+
+def symmetric_config():
+    encoder = {"classes": 5, "sharpness": 40}  # decided codes: a misplaced one costs
+    return small(data={"photometry": 0}, model={"encoder": encoder}, loss={"classes_at_least": 2})
+
+
+def test_identical_slices_are_predicted_exactly():
+    """The target's codes are turned back and cropped to lie on their neighbours' codes."""
+    config = symmetric_config()
+    networks = symmetric_networks(config)
+    slices = torch.randint(0, 255, (8, 1, 65, 65), dtype=torch.uint8).expand(-1, 5, -1, -1)
+    batch = batch_of(slices)
+    terms = recipe.losses(networks, None, batch, config)
+    codes = networks["encoder"](batch.image()[:, 2:3]).logits[..., 2:-2, 2:-2]
+    least = mean_entropy(entropy_sums(codes)).item()  # CE(p, p) = H(p)
+    assert terms["pred"].item() == pytest.approx(least, abs=2e-3)
+
+
+def test_the_target_is_the_slice_at_offset_zero():
+    config = symmetric_config()
+    networks = symmetric_networks(config)
+    same = torch.randint(0, 255, (8, 1, 65, 65), dtype=torch.uint8).expand(-1, 5, -1, -1)
+    least = recipe.losses(networks, None, batch_of(same), config)["pred"].item()
+    worse = []
+    for z in range(5):
+        odd = same.clone()
+        odd[:, z] = torch.randint(0, 255, (8, 65, 65), dtype=torch.uint8)
+        worse.append(recipe.losses(networks, None, batch_of(odd), config)["pred"].item() - least)
+    assert max(worse) == worse[2] > 2 * max(worse[:2] + worse[3:])
+
+
+def test_both_sides_of_the_prediction_learn_and_a_teacher_does_not():
+    config = small()
+    networks = recipe.make_networks(config)
+    slices = torch.randint(0, 255, (8, 5, 65, 65), dtype=torch.uint8)
+
+    def gradient(teacher):
+        """Of the cross-entropy alone, to the codes of the target slice."""
+        seen = []
+        hook = networks["encoder"].register_forward_hook(
+            lambda _, __, codes: (codes.logits.retain_grad(), seen.append(codes.logits))[0]
+        )
+        recipe.losses(networks, teacher, batch_of(slices), config)["pred"].backward()
+        hook.remove()
+        return seen[0].grad.unflatten(0, (8, 5))
+
+    online = gradient(None)
+    assert online[:, 4].abs().sum() > 0 and online[:, :4].abs().sum() > 0
+    teacher = recipe.make_networks(config)["encoder"].eval()
+    taught = gradient(teacher)
+    assert taught[:, 4].abs().sum() == 0 and taught[:, :4].abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_slices_are_changed_and_turned_before_they_are_seen(monkeypatch):
+    config = small(data={"photometry": 0.3})
+    networks = recipe.make_networks(config)
+    slices = torch.randint(0, 255, (8, 5, 65, 65), dtype=torch.uint8)
+    seen = []
+    hook = networks["encoder"].register_forward_hook(lambda _, images, __: seen.append(images[0]))
+    recipe.losses(networks, None, batch_of(slices), config)
+    changed = seen[0].unflatten(0, (8, 5))[:, :, 0]
+    still = small(data={"photometry": 0})
+    recipe.losses(networks, None, batch_of(slices), still)
+    turned = seen[1].unflatten(0, (8, 5))[:, :, 0]
+    hook.remove()
+    assert not torch.allclose(changed, turned)
+    image = batch_of(slices).image()[:, [0, 1, 3, 4, 2]]  # the target comes last
+    sides = torch.stack([augment.transform(image, [k] * 8) for k in range(8)])
+    found = (sides == turned).all(-1).all(-1)  # (8 sides, B, Z)
+    assert (found.sum(0) == 1).all()
+    side = found.int().argmax(0)  # (B, Z)
+    assert (side[:, :4] == side[:, :1]).all(), "the context is turned as one"
+    assert side[:, 0].unique().numel() > 2 and (side[:, 4] != side[:, 0]).any()
+
+
+class Oracle(torch.nn.Module):
+    """An encoder that knows the truth, which it finds in the grey values."""
+
+    def __init__(self, classes, margin):
+        super().__init__()
+        self.config = SimpleNamespace(classes=classes, margin=margin)
+        self.prototypes = torch.zeros(1)
+
+    def forward(self, image, dense):
+        m, k = self.config.margin, self.config.classes
+        codes = (image[0, 0] * (k - 1)).round().long()
+        inner = codes[m : codes.shape[0] - m, m : codes.shape[1] - m]
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(inner, k).permute(2, 0, 1)[None])
+
+
+@pytest.mark.parametrize("margin", [0, 20])
+def test_an_oracle_agrees_with_the_truth_and_shifted_labels_are_not_used(tmp_path, margin):
+    truth = open_volume("synthetic:shape=6x100x110,seed=2").labels("classes")[0:6, 0:100, 0:110]
+    for name, origin in (("right", (0, 0, 0)), ("shifted", (40, 0, 0))):
+        with new_store(tmp_path / f"{name}.zarr") as store:
+            size = (40.0, 4.0, 4.0)
+            raw = store.add_image(truth.shape, np.uint8, size)
+            raw.write(Box((0, 0, 0), truth.shape), truth * 50)
+            labels = store.add_image(
+                truth.shape, np.uint64, size, origin_nm=origin, label="classes"
+            )
+            labels.write(Box((0, 0, 0), truth.shape), truth.astype(np.uint64) * 10**15 + 1)
+    volume, grey = open_volume(tmp_path / "right.zarr"), GreyRange(0, 250)
+    found = agreement(Oracle(6, margin), volume, grey)
+    assert found["learned"] == pytest.approx(1) and 0.1 < found["grey"] < 1
+    folder = new_run(tmp_path / "run", small(), "dense-ssl")
+    preview(Oracle(6, margin), volume, grey, folder, "classes")
+    sheet = np.asarray(Image.open(folder.images / "classes.png"))[TITLE_PX:]
+    side = (sheet.shape[1] - 3 * GAP_PX) // 4
+    panels = [sheet[:, i * (side + GAP_PX) :][:, :side] for i in range(4)]
+    ids = [p.reshape(-1, 3).astype(int) @ [1, 256, 65536] for p in (panels[1], panels[3])]
+    learned, true = (np.unique(one, return_inverse=True)[1] for one in ids)
+    assert nmi(torch.tensor(learned), torch.tensor(true)) == pytest.approx(1), (
+        "panels do not lie on each other"
+    )
+    shifted = open_volume(tmp_path / "shifted.zarr")
+    assert agreement(Oracle(6, margin), shifted, grey) is None
 
 
 def test_hard_codes_cover_the_slice_without_its_border():
     encoder = em_models.DenseEncoder(em_models.DenseEncoderConfig(classes=5)).eval()
-    slices = open_volume("synthetic:shape=3x64x70")[0:3, 0:64, 0:70]
-    codes = hard_codes(encoder, slices)
+    image = np.random.default_rng(0).random((3, 64, 70), np.float32)
+    codes = hard_codes(encoder, image)
     margin = encoder.config.margin
     assert codes.shape == (3, 64 - 2 * margin, 70 - 2 * margin)
-    alone = hard_codes(encoder, slices[1:2, :60])
+    alone = hard_codes(encoder, image[1:2, :60])
     np.testing.assert_array_equal(alone[0], codes[1, : 60 - 2 * margin])
 
 
@@ -168,7 +305,7 @@ def test_a_volume_larger_than_the_memory_is_read_by_blocks(tmp_path):
     changes = {"volumes": ["synthetic:shape=16x800x800,seed=1"], "memory_gib": 9 / 1024}
     config = small(data=changes, optim={"steps": 2})
     (volume,) = recipe.open_volumes(config.data)
-    assert isinstance(recipe.draw_samples([volume], config), BlockSampler)
+    assert isinstance(recipe.make_loader([volume], config).sampler, BlockSampler)
     assert start(tmp_path / "run", config)
     assert [row["step"] for row in measured(tmp_path / "run")] == [1, 2]
     tiny = small(data=changes | {"memory_gib": 1 / 1024})
@@ -176,7 +313,7 @@ def test_a_volume_larger_than_the_memory_is_read_by_blocks(tmp_path):
         recipe.check(tiny)
 
 
-def test_what_cannot_run_is_refused_before_anything_is_written():
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="take 65 or 69"):
         small(data={"stack": {"size_vx": 66}})
     with pytest.raises(ConfigError, match="classes_at_least"):
@@ -185,15 +322,77 @@ def test_what_cannot_run_is_refused_before_anything_is_written():
         recipe.check(small(data={"volumes": ["nowhere.zarr"]}))
     with pytest.raises(ValueError, match="exceeds volume"):
         recipe.check(small(data={"volumes": ["synthetic:shape=4x96x96"]}))
+    np.save(tmp_path / "coarse.npy", np.zeros((8, 96, 96), np.float64))
+    for wrong, message in [
+        ({"data": {"volumes": [str(tmp_path / "coarse.npy")]}}, "float64"),
+        ({"data": {"stack": {"offsets_z": [0], "size_vx": 65}}}, "context=0"),
+        (
+            {
+                "data": {
+                    "volumes": [
+                        "synthetic:shape=8x96x96",
+                        "synthetic:shape=8x96x96,voxel_nm=17.6x8x9",
+                    ]
+                }
+            },
+            "8 to 9 nm along x",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            recipe.check(small(**wrong))
+    for wrong in ({"seed": 2**63}, {"seed": -1}):
+        with pytest.raises(ConfigError, match="run.seed"):
+            small(run=wrong)
+    with pytest.raises(ConfigError, match="ema_decay"):
+        small(optim={"ema_decay": 1.0})
     with pytest.raises(ValueError, match="--data"):
         recipe.check(small(data={"volumes": []}))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, factor):
     real = recipe.cross_entropy
-    monkeypatch.setattr(recipe, "cross_entropy", lambda *args: real(*args) * float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 1 is nan.*samples 0 to 1 of epoch 0"):
+    monkeypatch.setattr(recipe, "cross_entropy", lambda *args: real(*args) * factor)
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: loss (nan|inf).*samples 0 to 1 of epoch 0"
+    ):
         start(tmp_path / "run", small())
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    real = recipe.cross_entropy
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * float("nan")
+
+    monkeypatch.setattr(recipe, "cross_entropy", lambda *args: Poison.apply(real(*args)))
+    with pytest.raises(FloatingPointError, match="gradient norm nan"):
+        start(tmp_path / "run", small())
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 4095, (8, 96, 96), np.uint16)
+    np.save(tmp_path / "a.npy", voxels)
+    np.save(tmp_path / "moved.npy", voxels)
+    np.save(tmp_path / "other.npy", voxels[:7])
+    config = small(data={"volumes": [str(tmp_path / "a.npy")]})
+    assert start(tmp_path / "run", config)
+    for name in ("moved", "other"):
+        again = small(data={"volumes": [str(tmp_path / f"{name}.npy")]})
+        folder = resumed_run(tmp_path / "run", again, "dense-ssl")
+        if name == "moved":
+            assert recipe.run(again, folder, resume=True)
+        else:
+            with pytest.raises(ValueError, match="trained on other data"):
+                recipe.run(again, folder, resume=True)
+        del folder
 
 
 def test_every_field_is_explained():

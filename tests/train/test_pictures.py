@@ -7,6 +7,8 @@ def test_colours_are_stable_and_different():
     colours = pictures.palette(50)
     assert len({tuple(c) for c in colours}) == 50
     np.testing.assert_array_equal(pictures.palette(20), colours[:20])
+    others = {tuple(c) for c in pictures.palette(10, first=100)}
+    assert len(others) == 10 and not others & {tuple(c) for c in colours}
 
 
 def test_a_row_of_panels_is_a_png(tmp_path):

@@ -14,10 +14,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Where the data lie, which may change, and what is drawn from them, which may not."""
+
+    volumes: tuple[str, ...] = ("a",)
+    batch_size: int = 2
+
+
+@dataclass(frozen=True)
 class Tree:
     """A configuration."""
 
     run: Run = Run()
+    data: Data = Data()
     lr: float = 0.1
 
 
@@ -40,8 +49,24 @@ def test_only_harmless_keys_may_change_on_resume(tmp_path):
         resumed_run(tmp_path / "a", Tree(lr=0.2), "cmd")
     with pytest.raises(RunFolderError, match=r"run\.seed: 0 ≠ 1"):
         resumed_run(tmp_path / "a", Tree(run=Run(seed=1)), "cmd")
+    resumed_run(tmp_path / "a", Tree(data=Data(volumes=("elsewhere",))), "cmd")
     with pytest.raises(RunFolderError, match="no run to resume"):
         resumed_run(tmp_path / "none", Tree(), "cmd")
+
+
+def test_two_processes_cannot_work_in_one_folder(tmp_path):
+    first = new_run(tmp_path / "a", Tree(), "cmd")
+    with pytest.raises(RunFolderError, match="another process works in"):
+        resumed_run(tmp_path / "a", Tree(), "cmd")
+    del first
+    resumed_run(tmp_path / "a", Tree(), "cmd")
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
+    new_run(tmp_path / "a", Tree(), "cmd").record({"step": 1})
+    with pytest.raises(RunFolderError, match="no checkpoint to go on from"):
+        resumed_run(tmp_path / "a", Tree(), "cmd")
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_rows_cut_off_by_a_kill_and_rows_to_be_repeated_go(tmp_path):

@@ -8,6 +8,8 @@ Only `em_data.loader` and `em_data.augment` need torch; import them by name.
 from em_data.blocks import BlockPlan, BlockSampler, choose_sampler, plan_blocks
 from em_data.errors import (
     BoxError,
+    ExtraMissingError,
+    ForkError,
     StoreExistsError,
     VolumeFormatError,
     VolumeNotFoundError,
@@ -15,6 +17,7 @@ from em_data.errors import (
 )
 from em_data.formats import open_volume
 from em_data.geometry import Box, tiles
+from em_data.intensity import GreyRange, grey_range
 from em_data.sampler import (
     CubeConfig,
     Key,
@@ -33,6 +36,9 @@ __all__ = [
     "Box",
     "BoxError",
     "CubeConfig",
+    "ExtraMissingError",
+    "ForkError",
+    "GreyRange",
     "Key",
     "Level",
     "PlaceSampler",
@@ -45,6 +51,7 @@ __all__ = [
     "VolumeNotFoundError",
     "VolumeReadError",
     "choose_sampler",
+    "grey_range",
     "new_store",
     "open_volume",
     "plan_blocks",

@@ -232,7 +232,7 @@ class BlockSampler:
 
 def chunks_of(volume: Volume) -> Int3:
     """What is decoded at once: the chunks of a store, or a guess where there are none."""
-    chunks = getattr(volume.array, "chunks", None) or UNCHUNKED_VX
+    chunks = volume.chunk_vx or UNCHUNKED_VX
     return int3([min(c, n) for c, n in zip(chunks, volume.shape, strict=True)])
 
 

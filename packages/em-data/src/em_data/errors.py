@@ -13,7 +13,17 @@ class VolumeFormatError(ValueError):
 
 
 class VolumeReadError(OSError):
-    """A chunk exists and cannot be decoded. Raised when voxels are read."""
+    """What is there cannot be fetched or decoded. Raised by `open_volume` for metadata on a server
+    that cannot be reached or refuses, and when voxels are read."""
+
+
+class ForkError(RuntimeError):
+    """A library that does not survive a fork would be used after one. Raised before it is touched,
+    by `open_volume` and when voxels are read."""
+
+
+class ExtraMissingError(ImportError):
+    """A format needs an optional package that is not installed. Raised by `open_volume`."""
 
 
 class BoxError(ValueError):

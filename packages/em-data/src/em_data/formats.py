@@ -1,40 +1,56 @@
-"""Turn an address into a `Volume`: one small reader per format, and `open_volume` that chooses.
+"""Turn an address into a `Volume`: `open_volume` looks what lies there and calls its reader.
 
-| address | format |
-|---|---|
-| a folder with OME-NGFF metadata, 0.4 (zarr v2) or 0.5 (zarr v3, sharded or not) | OME-Zarr |
-| a folder that is a zarr array | zarr, no physical units |
-| a file ending in `.npy` | numpy, memory-mapped |
-| a numpy array | itself |
-| `synthetic:` or `synthetic:shape=64x384x384,seed=1` | `em_data.synthetic`, rendered on reading |
+| address | format | extra |
+|---|---|---|
+| a folder with OME-NGFF metadata, 0.4 (zarr v2) or 0.5 (zarr v3, sharded or not) | OME-Zarr | |
+| a folder that is a zarr array | zarr, no physical units | |
+| `file.h5::dataset`, or the file alone when one 3D dataset is in it | HDF5 | `hdf5` |
+| a TIFF file, or a folder of TIFF or PNG slices | slices | `tiff` |
+| a `.npy` file | numpy, memory-mapped | |
+| a numpy array | itself | |
+| `http(s)://…`, `s3://…`, `gs://…` | zarr as above, from a server | `remote` |
+| `precomputed://…` before a URL or path, a folder with `info` | precomputed | `tensorstore` |
+| `n5://…` before a URL or path, a folder with `attributes.json` | N5 | `tensorstore` |
+| `synthetic:` or `synthetic:shape=64x384x384,seed=1` | `em_data.synthetic`, rendered on reading | |
+
+Files are told apart by their first bytes, not by their names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-import zarr.errors
 
+from em_data import n5, precomputed, remote
+from em_data.axes import Wanted, check_choice, voxel_size
 from em_data.errors import VolumeFormatError, VolumeNotFoundError
-from em_data.geometry import NANOMETRES, Float3, Int3, float3, int3
+from em_data.files import open_npy
+from em_data.geometry import Float3, Int3, float3, int3
+from em_data.hdf5 import open_hdf5
+from em_data.ome_zarr import MARKERS, open_zarr
+from em_data.slices import PNG_START, open_slices, open_tiff, slice_files
+from em_data.stores import Place
 from em_data.synthetic import SyntheticConfig, render
-from em_data.volume import Level, Volume
+from em_data.volume import Volume, as_volume
 
 SYNTHETIC = "synthetic:"
+HDF5_START = b"\x89HDF\r\n\x1a\n"
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, plain and BigTIFF
+NPY_START = b"\x93NUMPY"
+KNOWN = "an OME-Zarr, zarr, N5 or precomputed folder, a folder of slices, HDF5, TIFF or .npy"
 
 
 def open_volume(
     source: str | Path | np.ndarray,
     *,
     at_nm: Float3 | None = None,
+    channel: int | str | None = None,
+    time: int | None = None,
     voxel_size_nm: Float3 | None = None,
     origin_nm: Float3 | None = None,
 ) -> Volume:
@@ -43,7 +59,9 @@ def open_volume(
     Args:
         source: an address (table above) or an array.
         at_nm: wanted voxel size; the level whose voxels are nearest to it (in log size) is opened.
-            Without it, the finest level.
+            Without it, the finest level. `Volume.level` says which.
+        channel: which channel, by number or by the name in the metadata, where there are several.
+        time: which time point, likewise.
         voxel_size_nm: voxel size, for files that do not say; it overrides what the file says.
         origin_nm: position of the centre of voxel (0, 0, 0), likewise.
 
@@ -51,158 +69,89 @@ def open_volume(
     >>> volume.shape, int(volume[1:3, 0:2, 0:2].sum())
     ((4, 8, 8), 0)
     """
+    wanted = Wanted(None if at_nm is None else voxel_size("at_nm", at_nm), channel, time)
     if isinstance(source, np.ndarray):
-        volume = _from_array(source, "array in memory", "numpy")
-    elif str(source).startswith(SYNTHETIC):
-        volume = _open_synthetic(str(source))
+        native = source.astype(source.dtype.newbyteorder("="), copy=False)
+        volume = as_volume(native, "array in memory", "numpy")
+        check_choice(volume.source, "zyx", wanted)
     else:
-        volume = _open_path(Path(source), at_nm)
+        volume = _open_address(str(source), wanted)
     if voxel_size_nm is not None:
-        volume = replace(volume, voxel_size_nm=float3(voxel_size_nm))
+        volume = replace(volume, voxel_size_nm=voxel_size("voxel_size_nm", voxel_size_nm))
     if origin_nm is not None:
         volume = replace(volume, origin_nm=float3(origin_nm))
     return volume
 
 
-def _open_path(path: Path, at_nm: Float3 | None) -> Volume:
+def _open_address(address: str, wanted: Wanted) -> Volume:
+    if address.startswith(SYNTHETIC):
+        check_choice(address, "zyx", wanted)
+        return _open_synthetic(address)
+    for scheme, open_it in (
+        (precomputed.SCHEME, precomputed.open_precomputed),
+        (n5.SCHEME, n5.open_n5),
+    ):
+        if address.startswith(scheme):
+            volume = open_it(address.removeprefix(scheme), wanted)
+            return replace(volume, source=address)
+    if remote.is_remote(address):
+        return _open_folder(Place(address.rstrip("/")), wanted)
+    if "://" in address:
+        raise VolumeFormatError(
+            f"{address}: its scheme is unknown; wanted {', '.join(remote.SCHEMES)}, "
+            f"{precomputed.SCHEME}, {n5.SCHEME} or a path"
+        )
+    name, separator, dataset = address.partition("::")
+    path = Path(name)
     if not path.exists():
         raise VolumeNotFoundError(
             f"no volume at {path}: nothing is there; check the path "
             f"(the current folder is {Path.cwd()})"
         )
     if path.is_file():
-        if path.suffix == ".npy":
-            return _open_npy(path)
-        raise VolumeFormatError(
-            f"{path} is a file of no known volume format; "
-            "wanted an OME-Zarr or zarr folder, or a .npy file"
-        )
-    try:
-        node = zarr.open(path, mode="r")
-    except (zarr.errors.BaseZarrError, FileNotFoundError, ValueError, KeyError) as error:
-        raise VolumeFormatError(
-            f"{path} is a folder, but neither zarr v2 nor v3 metadata in it can be read "
-            f"({type(error).__name__}: {error}); wanted an OME-Zarr or zarr folder"
-        ) from error
-    if isinstance(node, zarr.Array):
-        return _from_array(node, str(path), f"zarr v{node.metadata.zarr_format}")
-    return _open_ome_zarr(path, node, at_nm)
+        return _open_file(path, dataset if separator else None, wanted)
+    return _open_folder(Place(name), wanted)
 
 
-def _from_array(array: Any, source: str, format: str) -> Volume:
-    if len(array.shape) != 3 or not np.issubdtype(array.dtype, np.number):
-        raise VolumeFormatError(
-            f"{source} holds {array.dtype} of shape {tuple(array.shape)}; "
-            "wanted numbers along three axes (z, y, x)"
-        )
-    if math.prod(array.shape) == 0:
-        raise VolumeFormatError(f"{source} is empty: its shape is {tuple(array.shape)}")
-    return Volume(array=array, source=source, format=format)
-
-
-def _open_npy(path: Path) -> Volume:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise VolumeFormatError(
-            f"{path} cannot be read as .npy ({error}); it may be truncated or of another format"
-        ) from error
-    return _from_array(array, str(path), "npy")
-
-
-# OME-Zarr ----------------------------------------------------------------------------------------
-
-
-def _open_ome_zarr(path: Path, group: zarr.Group, at_nm: Float3 | None) -> Volume:
-    attributes: Mapping[str, Any] = dict(group.attrs)
-    version = "0.5" if "ome" in attributes else "0.4"
-    attributes = attributes.get("ome", attributes)
-    if "multiscales" not in attributes:
-        inside = ", ".join(sorted(group.keys())) or "nothing"
-        raise VolumeFormatError(
-            f"{path} is a zarr group without OME-NGFF 'multiscales' metadata; "
-            f"name one of the arrays or images in it ({inside})"
-        )
-    multiscale = attributes["multiscales"][0]
-    levels = tuple(_level(path, group, multiscale, dataset) for dataset in multiscale["datasets"])
-    chosen = _nearest_level(path, [level for level, _ in levels], at_nm)
-    level, origin_nm = levels[chosen]
-    names: tuple[str, ...] = ()
-    if "labels" in group:
-        stored: dict[str, Any] = dict(group["labels"].attrs)
-        names = tuple(stored.get("ome", stored).get("labels", ()))
-    volume = _from_array(group[level.path], str(path), f"OME-Zarr {version}")
-    return replace(
-        volume,
-        voxel_size_nm=level.voxel_size_nm,
-        origin_nm=origin_nm,
-        levels=tuple(level for level, _ in levels),
-        level=chosen,
-        label_names=names,
-        open_label=partial(_open_ome_label, path, at_nm),
+def _open_file(path: Path, dataset: str | None, wanted: Wanted) -> Volume:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start == HDF5_START:
+        return open_hdf5(path, dataset, wanted)
+    if dataset is not None:
+        raise VolumeFormatError(f"{path} is no HDF5 file, so it has no dataset {dataset!r}")
+    if start.startswith(NPY_START):
+        check_choice(str(path), "zyx", wanted)
+        return open_npy(path)
+    if start.startswith(TIFF_STARTS):
+        return open_tiff(path, wanted)
+    if start == PNG_START:
+        raise VolumeFormatError(f"{path} is one slice; give the folder that holds all of them")
+    raise VolumeFormatError(
+        f"{path} is a file of no known volume format (its first bytes are {start!r}); wanted {KNOWN}"
     )
 
 
-def _open_ome_label(path: Path, at_nm: Float3 | None, name: str) -> Volume:
-    return _open_path(path / "labels" / name, at_nm)
-
-
-def _level(
-    path: Path, group: zarr.Group, multiscale: Mapping[str, Any], dataset: Mapping[str, Any]
-) -> tuple[Level, Float3]:
-    """One resolution with the position of its first voxel, in nanometres."""
-    axes = [axis["name"] for axis in multiscale.get("axes", ())]
-    if axes != ["z", "y", "x"]:
-        raise VolumeFormatError(
-            f"{path}: axes are {axes or 'missing'}; wanted ['z', 'y', 'x']: "
-            "write one channel and one time point as an image of its own"
+def _open_folder(place: Place, wanted: Wanted) -> Volume:
+    found = place.found((*MARKERS, "info", n5.ATTRIBUTES))
+    if found & set(MARKERS):
+        return open_zarr(place, found, wanted)
+    if "info" in found:
+        return precomputed.open_precomputed(place.address, wanted)
+    if n5.ATTRIBUTES in found:
+        return n5.open_n5(place.address, wanted)
+    if place.is_remote:
+        raise VolumeNotFoundError(
+            f"no volume at {place.address}: there is none of {', '.join(MARKERS)}, info and "
+            f"{n5.ATTRIBUTES}; check the address"
         )
-    units = [axis.get("unit") for axis in multiscale["axes"]]
-    unknown = [unit for unit in units if unit is not None and unit not in NANOMETRES]
-    if unknown:
-        raise VolumeFormatError(
-            f"{path}: unknown unit {unknown[0]!r}; wanted one of {', '.join(NANOMETRES)}"
-        )
-    scale, translation = [1.0] * 3, [0.0] * 3
-    # Transformations of a dataset come first, those of the whole image are applied to the result.
-    for step in (
-        *dataset.get("coordinateTransformations", ()),
-        *multiscale.get("coordinateTransformations", ()),
-    ):
-        if step["type"] == "scale":
-            scale = [a * b for a, b in zip(scale, step["scale"], strict=True)]
-            translation = [a * b for a, b in zip(translation, step["scale"], strict=True)]
-        elif step["type"] == "translation":
-            translation = [a + b for a, b in zip(translation, step["translation"], strict=True)]
-    name = str(dataset["path"])
-    try:
-        shape = int3(group[name].shape)  # type: ignore[union-attr]
-    except (KeyError, ValueError) as error:
-        raise VolumeFormatError(
-            f"{path}: level {name!r} is named in the metadata but cannot be opened ({error})"
-        ) from error
-    if None in units:  # a scale without a unit says nothing in nanometres
-        return Level(name, shape, None), (0.0, 0.0, 0.0)
-    nm = [NANOMETRES[unit] for unit in units]
-    size_nm = float3([s * u for s, u in zip(scale, nm, strict=True)])
-    return Level(name, shape, size_nm), float3(
-        [t * u for t, u in zip(translation, nm, strict=True)]
+    files = slice_files(Path(place.address))
+    if files:
+        return open_slices(Path(place.address), files, wanted)
+    raise VolumeFormatError(
+        f"{place.address} is a folder, but neither zarr metadata nor slices are in it; "
+        f"wanted {KNOWN}"
     )
-
-
-def _nearest_level(path: Path, levels: list[Level], at_nm: Float3 | None) -> int:
-    if at_nm is None:
-        return 0
-    distances = []
-    for level in levels:
-        if level.voxel_size_nm is None:
-            raise VolumeFormatError(
-                f"{path}: the axes carry no unit, so no level can be chosen at {at_nm} nm; "
-                "open it without at_nm and give voxel_size_nm"
-            )
-        ratios = zip(level.voxel_size_nm, at_nm, strict=True)
-        distances.append(sum(math.log(size / wanted) ** 2 for size, wanted in ratios))
-    return distances.index(min(distances))
 
 
 # Synthetic ---------------------------------------------------------------------------------------

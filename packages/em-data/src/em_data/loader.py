@@ -12,39 +12,48 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from em_data.blocks import BlockId, BlockSampler
+from em_data.crops import cut
 from em_data.errors import VolumeFormatError
-from em_data.geometry import Box, Float3
+from em_data.geometry import Float3, Int3
+from em_data.intensity import GreyRange, grey_range
 from em_data.sampler import Key, PlaceSampler, Sample
 from em_data.volume import Volume
 
-# Stored type -> factor to [0, 1].
-SCALES = {np.dtype(np.uint8): 1 / 255, np.dtype(np.uint16): 1 / 65535}
+Source = tuple[np.ndarray, Int3]  # an array in memory, and where in it a crop begins
+Crops = tuple[list[Sample], list[Source]]
+
+TYPES = ("uint8", "uint16", "int8", "int16", "float32")
 
 
 @dataclass(frozen=True)
 class Batch:
     """Crops as stored, with all that is needed to make sense of them."""
 
-    raw: Tensor  # (B, Z, Y, X) uint8 or uint16
-    scale: float  # raw · scale + shift is in [0, 1]
-    shift: float
+    raw: Tensor  # (B, Z, Y, X)
+    scale: Tensor  # (B,) float32: raw · scale + shift is in [0, 1], by the volume's own range
+    shift: Tensor  # (B,)
     voxel_size_nm: list[Float3 | None]
     origin_nm: Tensor  # (B, 3) float64, centre of the first voxel
     keys: list[Key]
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its voxels on `device`, still as stored."""
-        return replace(self, raw=self.raw.to(device, non_blocking=True))
+        raw, scale, shift = (
+            tensor.to(device, non_blocking=True) for tensor in (self.raw, self.scale, self.shift)
+        )
+        return replace(self, raw=raw, scale=scale, shift=shift)
 
     def image(self) -> Tensor:
         """The voxels as float32 in [0, 1]: (B, Z, Y, X)."""
-        return self.raw.to(torch.float32) * self.scale + self.shift
+        scale, shift = (one[:, None, None, None] for one in (self.scale, self.shift))
+        return (self.raw.to(torch.float32) * scale + shift).clamp(0, 1)
 
 
 class Loader:
@@ -68,10 +77,10 @@ class Loader:
         world: int = 1,
     ) -> None:
         dtypes = {volume.dtype for volume in volumes}
-        if len(dtypes) != 1 or next(iter(dtypes)) not in SCALES:
+        if len(dtypes) != 1 or str(next(iter(dtypes))) not in TYPES:
             raise VolumeFormatError(
-                f"volumes hold {', '.join(sorted(map(str, dtypes)))}; wanted all uint8 or all "
-                "uint16: convert them, or train on one kind"
+                f"volumes hold {', '.join(sorted(map(str, dtypes)))}; wanted one type among "
+                f"{', '.join(TYPES)}: convert them, or train on those of one type"
             )
         if isinstance(sampler, BlockSampler) and sampler.plan.slots != batch_size * world:
             raise ValueError(
@@ -87,6 +96,11 @@ class Loader:
         self.rank = rank
         self.world = world
 
+    @cached_property
+    def ranges(self) -> list[GreyRange]:
+        """The grey values that each volume uses, measured when the first batch is asked for."""
+        return [grey_range(volume) for volume in self.volumes]
+
     def keys(self, step: int) -> list[Key]:
         """Which samples this rank takes at `step`."""
         first = (step * self.world + self.rank) * self.batch_size
@@ -98,32 +112,33 @@ class Loader:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="em-data") as pool:
             read = self._crops if isinstance(self.sampler, PlaceSampler) else self._crops_of_blocks
             try:
-                for samples, crops in read(pool, start, stop):
-                    yield self._collate(samples, crops)
+                for samples, sources in read(pool, start, stop):
+                    yield self._collate(samples, sources)
             finally:  # the consumer left early, or a read failed
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _crops(
-        self, pool: ThreadPoolExecutor, start: int, stop: int
-    ) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
-        """Each crop read by itself."""
-        waiting: deque[tuple[list[Sample], list[Future[np.ndarray]]]] = deque()
+    def _crops(self, pool: ThreadPoolExecutor, start: int, stop: int) -> Iterator[Crops]:
+        """Each crop by itself, out of a volume in memory or read."""
+        waiting: deque[tuple[list[Sample], list[Future[Source]]]] = deque()
         coming = iter(range(start, stop))
         ahead = -(-self.in_flight // self.batch_size)
         while True:
             for step in itertools.islice(coming, ahead + 1 - len(waiting)):
                 samples = [self.sampler(key) for key in self.keys(step)]
-                futures = [pool.submit(self.volumes[s.volume].read, s.box) for s in samples]
-                waiting.append((samples, futures))
+                waiting.append((samples, [pool.submit(self._source, s) for s in samples]))
             if not waiting:
                 return
             samples, futures = waiting.popleft()
             yield samples, [future.result() for future in futures]
 
-    def _crops_of_blocks(
-        self, pool: ThreadPoolExecutor, start: int, stop: int
-    ) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
-        """Crops cut out of blocks that are read once and kept while they are of use."""
+    def _source(self, sample: Sample) -> Source:
+        volume = self.volumes[sample.volume]
+        if isinstance(volume.array, np.ndarray):
+            return volume.array, sample.box.origin_vx
+        return volume.read(sample.box), (0, 0, 0)
+
+    def _crops_of_blocks(self, pool: ThreadPoolExecutor, start: int, stop: int) -> Iterator[Crops]:
+        """Crops out of blocks that are read once and kept while they are of use."""
         assert isinstance(self.sampler, BlockSampler)
         sampler = self.sampler
         held: dict[BlockId, Future[np.ndarray]] = {}
@@ -138,27 +153,23 @@ class Loader:
                         held[block_id] = pool.submit(self.volumes[block.volume].read, block.box)
                         unused.add(block_id)
                 scheduled += 1
-            samples, crops = [], []
+            samples, sources = [], []
             for key in self.keys(step):
                 block_id = sampler.block_id(key)
                 unused.discard(block_id)
-                voxels = held[block_id].result()
                 sample, start_vx = sampler(key), sampler.block(block_id).box.origin_vx
-                inside = [o - s for o, s in zip(sample.box.origin_vx, start_vx, strict=True)]
+                z, y, x = (o - s for o, s in zip(sample.box.origin_vx, start_vx, strict=True))
                 samples.append(sample)
-                crops.append(
-                    voxels[Box((inside[0], inside[1], inside[2]), sample.box.size_vx).slices]
-                )
+                sources.append((held[block_id].result(), (z, y, x)))
                 if sampler.is_last(key):
                     del held[block_id]
-            yield samples, crops
+            yield samples, sources
 
-    def _collate(self, samples: list[Sample], crops: list[np.ndarray]) -> Batch:
-        planes = list(self.sampler.config.planes)
-        whole = len(planes) == self.sampler.config.crop_vx[0]
-        raw = np.empty((len(crops), len(planes), *crops[0].shape[1:]), crops[0].dtype)
-        for place, crop in zip(raw, crops, strict=True):
-            np.copyto(place, crop if whole else crop[planes])
+    def _collate(self, samples: list[Sample], sources: list[Source]) -> Batch:
+        config = self.sampler.config
+        raw = cut(sources, config.crop_vx, threads=self.threads)  # (B, Z, Y, X)
+        if len(config.planes) < config.crop_vx[0]:
+            raw = raw[:, config.planes]
         sizes, origins = [], []
         for sample in samples:
             volume = self.volumes[sample.volume]
@@ -174,8 +185,8 @@ class Loader:
             voxels = voxels.pin_memory()
         return Batch(
             raw=voxels,
-            scale=SCALES[raw.dtype],
-            shift=0.0,
+            scale=torch.tensor([self.ranges[s.volume].scale for s in samples]),
+            shift=torch.tensor([self.ranges[s.volume].shift for s in samples]),
             voxel_size_nm=sizes,
             origin_nm=torch.tensor(origins, dtype=torch.float64),
             keys=[sample.key for sample in samples],

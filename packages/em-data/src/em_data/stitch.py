@@ -94,11 +94,15 @@ def new_store(path: str | Path, *, overwrite: bool = False) -> Iterator[Store]:
         store = Store(building)
         yield store
         store.finish()
+        check_free(path, overwrite=overwrite)  # it may have been taken meanwhile
         replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
         if path.exists():
             path.rename(replaced)
         building.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if replaced.is_dir():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.unlink(missing_ok=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

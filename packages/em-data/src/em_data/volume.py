@@ -7,18 +7,21 @@ travels to threads and processes by pickling its address, not its contents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from em_data.errors import VolumeFormatError, VolumeReadError
+from em_data.errors import BoxError, ForkError, VolumeFormatError, VolumeReadError
 from em_data.geometry import Box, Float3, Int3, check_inside, int3
 
 
 class Array(Protocol):
-    """What a format must offer: numpy-like shape, dtype and box reading."""
+    """What a format must offer: numpy-like shape, dtype and box reading.
+
+    It may offer `chunks`, `shards` and `compression` besides, named as by zarr and h5py.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,25 +65,86 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the voxels as stored."""
-        return np.dtype(self.array.dtype)
+        """Type of the voxels, in the byte order of this machine."""
+        return np.dtype(self.array.dtype).newbyteorder("=")
 
     @property
     def nbytes(self) -> int:
         """Bytes of all voxels when decoded."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def chunk_vx(self) -> Int3 | None:
+        """Voxels that are decoded together, along (z, y, x); None: any voxel can be read alone."""
+        return getattr(self.array, "chunks", None)
+
+    @property
+    def shard_vx(self) -> Int3 | None:
+        """Voxels that lie in one file, along (z, y, x), where that is more than a chunk."""
+        return getattr(self.array, "shards", None)
+
+    @property
+    def compression(self) -> str | None:
+        """Names of the codecs; None where the voxels are stored as they are."""
+        return getattr(self.array, "compression", None)
+
+    def __str__(self) -> str:
+        """What was opened, and which of its levels."""
+        size = "voxel size unknown"
+        if self.voxel_size_nm:
+            size = " × ".join(f"{s:g}" for s in self.voxel_size_nm) + " nm"
+        shape = " × ".join(map(str, self.shape))
+        text = f"{self.source} ({self.format}): {shape} {self.dtype}, {size}"
+        if len(self.levels) > 1:
+            name = self.levels[self.level].path
+            text += f", level {self.level} ({name}) of 0 … {len(self.levels) - 1}"
+        return text
+
     def read(self, box: Box) -> np.ndarray:
         """Voxels of `box`, as stored. A box that leaves the volume is refused, never padded."""
         check_inside(box, self.shape)
         try:
-            return np.asarray(self.array[box.slices])
-        except (OSError, RuntimeError, ValueError) as error:
+            voxels = np.asarray(self.array[box.slices])
+        except (ForkError, MemoryError):
+            raise
+        except Exception as error:  # every decoder has errors of its own
+            where = f"{self.source}: voxels {box.size_vx} at {box.origin_vx} cannot be read"
+            if isinstance(error, VolumeReadError):
+                raise VolumeReadError(f"{where}: {error}") from error
             raise VolumeReadError(
-                f"{self.source}: voxels {box.size_vx} at {box.origin_vx} cannot be decoded "
-                f"({type(error).__name__}: {error}); a chunk there is damaged or truncated, "
-                "restore it or leave that region out"
+                f"{where} ({type(error).__name__}: {error}); the file is damaged or truncated "
+                "there, restore it or leave that region out"
             ) from error
+        return voxels.astype(self.dtype, copy=False)
+
+    def box_nm(self, origin_nm: Sequence[float], size_nm: Sequence[float]) -> Box:
+        """The box of voxels nearest to a physical box.
+
+        `origin_nm` is the centre of its first voxel, in the same frame as the origin of the volume.
+        The number of voxels depends on the size alone, so boxes of one size have one shape.
+
+        >>> volume = Volume(np.zeros((9, 9, 9)), "a", "numpy", (40, 4, 4), (80, 0, 0))
+        >>> volume.box_nm((160, 9, 4), (80, 16, 16))
+        Box(origin_vx=(2, 2, 1), size_vx=(2, 4, 4))
+        """
+        if self.voxel_size_nm is None:
+            raise VolumeFormatError(
+                f"{self.source} does not say its voxel size, so nothing in it can be found in nm; "
+                "give voxel_size_nm when opening it"
+            )
+        if min(size_nm) <= 0:
+            raise BoxError(f"a box of {tuple(size_nm)} nm is empty; every side must be above 0")
+        places = zip(origin_nm, self.origin_nm, self.voxel_size_nm, strict=True)
+        origin = [math.floor((o - o0) / s + 0.5) for o, o0, s in places]
+        size = [
+            max(1, math.floor(n / s + 0.5))
+            for n, s in zip(size_nm, self.voxel_size_nm, strict=True)
+        ]
+        return Box(int3(origin), int3(size))
+
+    def read_nm(self, origin_nm: Sequence[float], size_nm: Sequence[float]) -> np.ndarray:
+        """Voxels of the box nearest to a physical one: `volume.read(volume.box_nm(…))`."""
+        return self.read(self.box_nm(origin_nm, size_nm))
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         if not (isinstance(index, tuple) and len(index) == 3):
@@ -104,3 +168,16 @@ class Volume:
             known = ", ".join(self.label_names) or "none"
             raise VolumeFormatError(f"{self.source} has no labels {name!r}; it has: {known}")
         return self.open_label(name)
+
+
+def as_volume(array: Array, source: str, format: str) -> Volume:
+    """A volume of an array along (z, y, x), refused when it holds no voxels that are numbers."""
+    dtype = np.dtype(array.dtype)
+    if len(array.shape) != 3 or dtype.kind not in "buif":
+        raise VolumeFormatError(
+            f"{source} holds {dtype} of shape {tuple(array.shape)}; "
+            "wanted real numbers along three axes (z, y, x)"
+        )
+    if math.prod(array.shape) == 0:
+        raise VolumeFormatError(f"{source} is empty: its shape is {tuple(array.shape)}")
+    return Volume(array=array, source=source, format=format)

@@ -9,6 +9,7 @@ from em_losses.entropy import (
     EntropySums,
     entropy_of_mean,
     entropy_sums,
+    entropy_sums_and_probabilities,
     mean_entropy,
     plain_entropy_sums,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "entropy_floor",
     "entropy_of_mean",
     "entropy_sums",
+    "entropy_sums_and_probabilities",
     "kernels_in_use",
     "mean_entropy",
     "plain_entropy_sums",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from em_losses.kernels import kernels_in_use
+from em_losses.kernels import compiled
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -54,13 +54,29 @@ def entropy_sums(
     >>> round(float(sums.entropy / sums.pixels), 4)  # log 4
     1.3863
     """
-    if kernels_in_use():
-        from em_kernels.entropy import entropy_sums as compiled
+    fused = compiled("entropy", logits)
+    sums = fused.entropy_sums if fused else plain_entropy_sums
+    return EntropySums(*sums(logits, temperature=temperature, mask=mask, per_sample=per_sample))
 
-        return EntropySums(
-            *compiled(logits, temperature=temperature, mask=mask, per_sample=per_sample)
-        )
-    return plain_entropy_sums(logits, temperature=temperature, mask=mask, per_sample=per_sample)
+
+def entropy_sums_and_probabilities(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    per_sample: bool = False,
+) -> tuple[EntropySums, Tensor]:
+    """`entropy_sums` and p itself, (B, K, …) in the type of the logits.
+
+    Where p is needed anyway, as input of a predictor, the compiled operator reads the logits once.
+    The mask decides which pixels enter the sums; p is given everywhere.
+    """
+    settings = {"temperature": temperature, "mask": mask, "per_sample": per_sample}
+    fused = compiled("entropy", logits)
+    if fused:
+        sums, p = fused.entropy_sums_and_probabilities(logits, **settings)
+        return EntropySums(*sums), p
+    return plain_entropy_sums(logits, **settings), (logits / temperature).softmax(1)  # type: ignore[arg-type]
 
 
 def plain_entropy_sums(

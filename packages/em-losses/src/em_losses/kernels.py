@@ -10,6 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from types import ModuleType
+
+from torch import Tensor
 
 
 @cache
@@ -27,3 +30,24 @@ def kernels_in_use() -> bool:
             "install it with: pip install --no-build-isolation ./packages/em-kernels"
         )
     return installed
+
+
+def compiled(stem: str, tensor: Tensor) -> ModuleType | None:
+    """The compiled twin of a module for the device of a tensor; None where plain torch serves."""
+    if tensor.device.type not in _devices():
+        return None
+    return _load(stem)
+
+
+@cache
+def _devices() -> tuple[str, ...]:
+    if not kernels_in_use():
+        return ()
+    from em_kernels.library import cuda_loads
+
+    return ("cpu", "cuda") if cuda_loads() else ("cpu",)
+
+
+@cache
+def _load(stem: str) -> ModuleType:
+    return importlib.import_module(f"em_kernels.{stem}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from em_losses.entropy import Reduce, identity
+from em_losses.kernels import compiled
 
 
 def cross_entropy(target: Tensor, logits: Tensor, *, reduce: Reduce = identity) -> Tensor:
@@ -26,10 +27,13 @@ def cross_entropy(target: Tensor, logits: Tensor, *, reduce: Reduce = identity) 
         raise ValueError(
             f"target has shape {tuple(target.shape)}, logits {tuple(logits.shape)}; wanted the same"
         )
-    pixels = target.shape[0] * target[0, 0].numel()
+    fused = compiled("divergence", logits)
+    if fused:
+        sums = fused.divergence_sums(logits, target, target_is_logits=False)
+        return reduce(sums.cross_entropy) / reduce(sums.count)
     total = -(target * logits.log_softmax(1)).sum()
-    count = torch.tensor(float(pixels), dtype=total.dtype, device=total.device)
-    return reduce(total) / reduce(count)
+    pixels = target.shape[0] * target[0, 0].numel()
+    return reduce(total) / reduce(total.new_tensor(float(pixels)))
 
 
 def entropy_floor(entropy_of_mean: Tensor, *, floor: float) -> Tensor:

@@ -48,6 +48,13 @@ class DenseEncoderConfig:
                 f"{len(self.channels)}, {len(self.kernels)}, {len(self.strides)} and "
                 f"{len(self.dilations)} entries, wanted the same number, at least 1"
             )
+        for name in ("channels", "strides", "dilations"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} are {getattr(self, name)}; wanted numbers of at least 1")
+        if self.embedding < 1:
+            raise ValueError(f"embedding is {self.embedding}; wanted at least 1 channel")
+        if not 0 < self.sharpness < math.inf:
+            raise ValueError(f"sharpness is {self.sharpness}; wanted a number > 0")
         if any(k % 2 == 0 or k < 1 for k in self.kernels):
             raise ValueError(f"kernels are {self.kernels}; wanted odd sizes")
         if self.classes < 2:

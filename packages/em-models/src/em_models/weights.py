@@ -32,7 +32,11 @@ def save(model: nn.Module, folder: str | Path) -> None:
     described = {"class": name, "config": dataclasses.asdict(config), "format": FORMAT}
     # Under temporary names first: what is called model.safetensors is whole.
     weights, text = folder / ".model.safetensors.tmp", folder / ".config.json.tmp"
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    try:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    except SafetensorError as error:
+        weights.unlink(missing_ok=True)
+        raise OSError(f"cannot write {weights.parent} ({error}); is the disk full?") from error
     text.write_text(json.dumps(described, indent=2) + "\n")
     weights.replace(folder / "model.safetensors")
     text.replace(folder / "config.json")

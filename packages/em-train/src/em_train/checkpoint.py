@@ -1,23 +1,29 @@
-"""Checkpoints that survive a kill at any instant, and that need no pickle to load.
+"""Checkpoints that survive a kill at any instant, that need no pickle to load, and are verified.
 
-A file is written under a temporary name, flushed to the disk, renamed, and the folder flushed: at
-every moment the newest name points to a whole file.
+At every moment the newest name points to a whole file. A file that rotted since is found by its
+checksums, which torch itself does not look at, and passed over for the one before it.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from em_train.errors import CheckpointError
+from em_train.progress import say
+from em_train.whole import point, replacing
 
 FORMAT = 1
+DAMAGE = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
@@ -31,7 +37,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Pa
         free = shutil.disk_usage(folder).free / 2**20
         raise OSError(
             f"cannot write {path} ({str(error).splitlines()[0]}; {free:.0f} MiB free); the "
-            "checkpoint before it is good: make room, then go on with --resume"
+            "checkpoint before it is untouched: mend this, then go on with --resume"
         ) from error
     point(folder / "last", path.name)
     for old in _steps(folder)[:-keep]:
@@ -40,12 +46,16 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Pa
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint that is whole; a damaged one is passed over for the one before it."""
+    """The newest checkpoint that is whole."""
     problems = []
     for path in reversed(_steps(folder)):
         try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except DAMAGE as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             problems.append(f"{path.name} is damaged ({reason})")
             continue
@@ -54,6 +64,8 @@ def load(folder: Path) -> dict[str, Any]:
                 f"{path} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}; "
                 "use the version that wrote it"
             )
+        for problem in problems:
+            say(f"{problem}; going on from {path.name} instead")
         return state
     raise CheckpointError(
         f"nothing to resume in {folder}: " + ("; ".join(problems) or "it holds no checkpoint")
@@ -65,48 +77,5 @@ def exists(folder: Path) -> bool:
     return bool(_steps(folder))
 
 
-def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target` in one step."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
-    _flush_folder(link.parent)
-
-
-class replacing:
-    """Write a file under a temporary name and rename it over `path` when all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with self.temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        self.temporary.replace(self.path)
-        _flush_folder(self.path.parent)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of a process that was killed while it wrote."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
-
-
 def _steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", p.name))
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

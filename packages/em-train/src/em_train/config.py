@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import textwrap
 import tomllib
 import typing
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import pydantic
 
 from em_train.errors import ConfigError
+from em_train.whole import replacing
 
 T = TypeVar("T")
 Tree = Mapping[str, Any]
@@ -48,15 +50,17 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
 
     Every unknown key and every wrong value of all layers is named in one error.
     """
-    known = [key.name for key in keys(cls)]
+    known = {key.name: key for key in keys(cls)}
     problems: list[str] = []
     merged: dict[str, Any] = {}
     for layer in layers:
         for name, value in _leaves(cls, layer.values):
-            if name in known:
+            if name in known and isinstance(value, bool) and known[name].type in ("int", "float"):
+                problems.append(f"{name} ({layer.origin}): wanted a number, got {value}")
+            elif name in known:
                 _put(merged, name, value)
             else:
-                problems.append(f"{name} ({layer.origin}): {_suggestion(name, known)}")
+                problems.append(f"{name} ({layer.origin}): {_suggestion(name, list(known))}")
     config: T | None = None
     try:
         config = pydantic.TypeAdapter(cls).validate_python(merged)
@@ -67,6 +71,10 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
             got = problem["input"]
             shown = f", got {got!r}" if not isinstance(got, Mapping) else ""
             problems.append(f"{name or cls.__name__}: {message}{shown}")
+    if config is not None:
+        for name, value in flat(config).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                problems.append(f"{name}: wanted a finite number, got {value}")
     if problems or config is None:
         raise ConfigError("\n".join(["the configuration has errors:", *problems]))
     return config
@@ -109,7 +117,9 @@ def differences(a: Any, b: Any) -> list[str]:
 
 def save(config: Any, command: str, path: Path) -> None:
     """Write a resolved configuration so that `--config` can read it again."""
-    path.write_text(json.dumps({"command": command, **dataclasses.asdict(config)}, indent=2) + "\n")
+    text = json.dumps({"command": command, **dataclasses.asdict(config)}, indent=2) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 # Layers ------------------------------------------------------------------------------------------
@@ -126,6 +136,8 @@ def file_layer(path: Path, command: str) -> Layer:
         ) from None
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as {path.suffix or 'TOML'}: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}; wanted groups of keys")
     written_for = tree.pop("command", command)
     if written_for != command:
         raise ConfigError(f"{path} configures 'emtrain {written_for}', not 'emtrain {command}'")
@@ -183,6 +195,10 @@ def _leaves(cls: type, tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for inner, part in value.items():
+            _put(tree, f"{name}.{inner}", part)
+        return
     *groups, last = name.split(".")
     for group in groups:
         tree = tree.setdefault(group, {})

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from em_data import Box, Volume
-from em_data.loader import SCALES
+from em_data import Box, GreyRange, Volume
 from em_models import DenseEncoder
-from torch import Tensor
 
 from em_train import pictures, report
 from em_train.baselines import grey_centres, grey_codes
@@ -21,6 +19,7 @@ from em_train.run_folder import RunFolder
 VIEW_VX = 360  # side of the pictures
 SCORED_SLICES = 8
 SCORED_VX = 768  # side of the window of each slice that is compared with the truth
+TRUTH_COLOURS = 100
 TRUTH = "classes"  # label image that synthetic volumes carry
 
 CURVES = (
@@ -48,48 +47,71 @@ def view_box(volume: Volume, margin: int, z: int, side_vx: int = VIEW_VX) -> Box
 
 
 @torch.inference_mode()
-def hard_codes(encoder: DenseEncoder, slices: np.ndarray) -> np.ndarray:
-    """The class of every pixel of stored slices (Z, Y, X) that has one: (Z, Y − 2m, X − 2m)."""
+def hard_codes(encoder: DenseEncoder, image: np.ndarray) -> np.ndarray:
+    """The class of every pixel of slices in [0, 1] that has one: (Z, Y, X) -> (Z, Y − 2m, X − 2m)."""
     device = encoder.prototypes.device
     codes = []
-    for image in slices:  # one by one: dense features of a slice take 0.3 GB at 1024²
-        pixels = torch.from_numpy(image).to(device).float() * SCALES[slices.dtype]
-        codes.append(encoder(pixels[None, None], dense=True).logits[0].argmax(0).cpu())
+    for plane in torch.from_numpy(image).to(device):  # one by one: the features are large
+        codes.append(encoder(plane[None, None], dense=True).logits[0].argmax(0).cpu())
     return torch.stack(codes).numpy()
 
 
-def preview(encoder: DenseEncoder, volume: Volume, folder: RunFolder, name: str) -> None:
+def truth_of(volume: Volume) -> Volume | None:
+    """The true classes of a volume, if it has any that lie exactly on its voxels."""
+    if TRUTH not in volume.label_names:
+        return None
+    truth = volume.labels(TRUTH)
+    same = (truth.shape, truth.voxel_size_nm, truth.origin_nm) == (
+        volume.shape,
+        volume.voxel_size_nm,
+        volume.origin_nm,
+    )
+    return truth if same else None
+
+
+def preview(
+    encoder: DenseEncoder, volume: Volume, grey: GreyRange, folder: RunFolder, name: str
+) -> None:
     """Save one slice as raw, classes, overlay and, where it is known, truth."""
     margin, classes = encoder.config.margin, encoder.config.classes
     box = view_box(volume, margin, volume.shape[0] // 2)
-    raw = volume.read(box)
-    colours = pictures.class_map(hard_codes(encoder, raw)[0], classes)
-    grey = _bytes(raw[0])[margin:-margin, margin:-margin]
-    panels = [("raw", grey), ("classes", colours), ("both", pictures.overlay(grey, colours))]
-    if TRUTH in volume.label_names:
-        truth = volume.labels(TRUTH).read(box)[0][margin:-margin, margin:-margin]
-        panels.append(("truth (never seen)", pictures.class_map(truth, classes)))
+    image = grey.unit(volume.read(box))
+    colours = pictures.class_map(hard_codes(encoder, image)[0], classes)
+    raw = np.rint(without_border(image[0], margin) * 255).astype(np.uint8)
+    panels = [("raw", raw), ("classes", colours), ("both", pictures.overlay(raw, colours))]
+    truth = truth_of(volume)
+    if truth is not None:
+        names, labels = np.unique(without_border(truth.read(box)[0], margin), return_inverse=True)
+        # Colours of their own: a true class and a learned one have nothing to do with each other.
+        shown = pictures.class_map(labels.reshape(raw.shape), len(names), first=TRUTH_COLOURS)
+        panels.append(("truth (never seen)", shown))
     pictures.save_row(panels, folder.images / f"{name}.png")
 
 
-def agreement(encoder: DenseEncoder, volume: Volume) -> dict[str, float] | None:
+def agreement(encoder: DenseEncoder, volume: Volume, grey: GreyRange) -> dict[str, float] | None:
     """NMI with the truth of the learned classes and of k-means on smoothed grey, same pixels."""
-    if TRUTH not in volume.label_names:
+    truth = truth_of(volume)
+    if truth is None:
         return None
     margin, k = encoder.config.margin, encoder.config.classes
-    depth = volume.shape[0]
-    planes = sorted({int(z) for z in np.linspace(0, depth - 1, SCORED_SLICES + 2)[1:-1]})
-    inner = slice(margin, -margin)
+    planes = sorted({int(z) for z in np.linspace(0, volume.shape[0] - 1, SCORED_SLICES + 2)[1:-1]})
     boxes = [view_box(volume, margin, z, SCORED_VX) for z in planes]
-    raw = np.concatenate([volume.read(box) for box in boxes])
-    truth = np.concatenate([volume.labels(TRUTH).read(box) for box in boxes])
-    truth_inner = torch.from_numpy(truth[:, inner, inner].astype(np.int64))
-    image = torch.from_numpy(raw) * SCALES[raw.dtype]
-    grey: Tensor = grey_codes(image, grey_centres(image, k))[:, inner, inner]
+    image = np.concatenate([grey.unit(volume.read(box)) for box in boxes])  # (Z, Y, X)
+    labels = np.concatenate([truth.read(box) for box in boxes])
+    _, classes = np.unique(without_border(labels, margin), return_inverse=True)
+    true = torch.from_numpy(classes.ravel())
+    slices = torch.from_numpy(image)
+    smoothed = grey_codes(slices, grey_centres(slices, k)).numpy()
     return {
-        "learned": nmi(torch.from_numpy(hard_codes(encoder, raw)), truth_inner),
-        "grey": nmi(grey, truth_inner),
+        "learned": nmi(torch.from_numpy(hard_codes(encoder, image).ravel()), true),
+        "grey": nmi(torch.from_numpy(without_border(smoothed, margin).ravel()), true),
     }
+
+
+def without_border(slices: np.ndarray, margin: int) -> np.ndarray:
+    """(…, Y, X) without `margin` pixels on each side."""
+    height, width = slices.shape[-2:]
+    return slices[..., margin : height - margin, margin : width - margin]
 
 
 def write_report(folder: RunFolder, config: Any, summary: Mapping[str, str]) -> None:
@@ -107,7 +129,3 @@ def write_report(folder: RunFolder, config: Any, summary: Mapping[str, str]) -> 
         picture=folder.images / "classes.png",
         picture_caption="the middle slice of the first volume",
     )
-
-
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return np.rint(image * (SCALES[image.dtype] * 255)).astype(np.uint8)

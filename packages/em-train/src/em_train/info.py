@@ -16,24 +16,34 @@ from em_data import Box, Volume, VolumeFormatError, open_volume
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 LOOK_VX = 512  # side of the window whose values are read: a slice may have gigabytes
+SMALL_PX = 256  # smaller pictures are enlarged, so that titles fit
 PACKAGES = (
     *("em-data", "em-models", "em-losses", "em-kernels", "em-train"),
     *("torch", "timm", "numpy", "zarr"),
 )
 
 
-def describe(path: str | None) -> dict[str, Any]:
-    """A flat description of this machine or of what lies at `path`."""
-    if path is None:
-        return _machine()
-    folder = Path(path)
-    if (folder / "model.safetensors").exists():
-        return _weights(folder)
-    if (folder / "config.json").exists():
-        return _run(folder)
-    return _volume(open_volume(path))
+def describe(path: str | None, thumbnail: Path | None = None) -> dict[str, Any]:
+    """A flat description of this machine or of what lies at `path`, a volume with a picture."""
+    folder = Path(path or "")
+    if path and (folder / "model.safetensors").exists():
+        found = _weights(folder)
+    elif path and (folder / "config.json").exists():
+        found = _run(folder)
+    elif path:
+        volume = open_volume(path)
+        found = _volume(volume)
+        if thumbnail:
+            found["thumbnail"] = _save_thumbnail(volume, thumbnail)
+        return found
+    else:
+        found = _machine()
+    if thumbnail:
+        raise VolumeFormatError("a thumbnail is made of a volume; name one, or leave it out")
+    return found
 
 
 def print_description(description: dict[str, Any]) -> None:
@@ -42,7 +52,7 @@ def print_description(description: dict[str, Any]) -> None:
     for name, value in description.items():
         if isinstance(value, list):
             value = "\n".join(map(str, value))
-        table.add_row(f"[bold]{name}[/]", str(value))
+        table.add_row(Text(name, style="bold"), Text(str(value)))
     Console(soft_wrap=True).print(table)
 
 
@@ -85,11 +95,10 @@ def _volume(volume: Volume) -> dict[str, Any]:
         else "unknown",
         "decoded size": f"{volume.nbytes / 2**20:.1f} MiB",
     }
-    chunks = getattr(volume.array, "chunks", None)
-    if chunks is not None:
-        found["chunks"] = list_text(chunks)
-        shards = getattr(volume.array, "shards", None)
-        found["shards"] = list_text(shards) if shards else "none"
+    if volume.chunk_vx:
+        found["chunks"] = list_text(volume.chunk_vx)
+        found["shards"] = list_text(volume.shard_vx) if volume.shard_vx else "none"
+    found["compression"] = volume.compression or "none"
     if volume.levels:
         found["levels"] = [
             f"{level.path}: {list_text(level.shape)}, "
@@ -106,6 +115,43 @@ def _volume(volume: Volume) -> dict[str, Any]:
         f"{len(np.unique(voxels))} different, in slice {z}"
     )
     return found
+
+
+def _save_thumbnail(volume: Volume, path: Path) -> str:
+    """Write the middle of a volume seen from above and from the side; says what is shown."""
+    from em_train.pictures import save_row
+
+    # The coarsest level that fills the picture shows most of the volume for the least reading.
+    for level in reversed(volume.levels):
+        if level.voxel_size_nm and max(level.shape[1:]) >= LOOK_VX:
+            volume = open_volume(volume.source, at_nm=level.voxel_size_nm)
+            break
+    size_nm = volume.voxel_size_nm or (1.0, 1.0, 1.0)
+    stretch = size_nm[0] / size_nm[2]
+    depth = max(1, min(volume.shape[0], round(LOOK_VX / stretch)))
+    side = [min(n, LOOK_VX) for n in volume.shape[1:]]
+    xy, z = _middle(volume, (1, side[0], side[1]))
+    xz, y = _middle(volume, (depth, 1, side[1]))
+    low, high = np.percentile(np.concatenate([xy.ravel(), xz.ravel()]), [0.5, 99.5])
+    zoom = max(1, SMALL_PX // max(side))
+    panels = []
+    for name, voxels, height in (
+        (f"xy at z {z[0]}", xy[0], side[0]),
+        (f"xz at y {y[1]}", xz[:, 0], max(1, round(depth * stretch))),
+    ):
+        rows = np.arange(height * zoom) * len(voxels) // (height * zoom)
+        grey = (voxels[rows].repeat(zoom, axis=1) - low) / max(high - low, 1e-9)
+        panels.append((name, np.rint(grey.clip(0, 1) * 255).astype(np.uint8)))
+    save_row(panels, path)
+    at = f"at {list_text(volume.voxel_size_nm)} nm" if volume.voxel_size_nm else "not to scale"
+    return f"{path}: {panels[0][0]} and {panels[1][0]}, {at}"
+
+
+def _middle(volume: Volume, size_vx: tuple[int, int, int]) -> tuple[np.ndarray, list[int]]:
+    """The box of that size in the middle of a volume, as float32, and where it begins."""
+    origin = [(n - s) // 2 for n, s in zip(volume.shape, size_vx, strict=True)]
+    z, y, x = origin
+    return volume.read(Box((z, y, x), size_vx)).astype(np.float32), origin
 
 
 def _weights(folder: Path) -> dict[str, Any]:
@@ -125,12 +171,13 @@ def _run(folder: Path) -> dict[str, Any]:
             f"{folder}/config.json belongs neither to a run nor to weights; "
             "wanted a volume, a run folder or a folder of weights"
         )
-    from em_train.run_folder import RunFolder
+    from em_train.run_folder import measured_rows
 
-    rows = RunFolder(folder).rows()
+    rows = measured_rows(folder)
     found: dict[str, Any] = {"run": str(folder), "command": f"emtrain {described['command']}"}
-    found["data"] = ", ".join(described["data"]["volumes"])
-    found["steps"] = f"{rows[-1]['step'] if rows else 0} of {described['optim']['steps']}"
+    found["data"] = ", ".join(described.get("data", {}).get("volumes", ["unknown"]))
+    wanted = described.get("optim", {}).get("steps", "unknown")
+    found["steps"] = f"{rows[-1]['step'] if rows else 0} of {wanted}"
     if rows:
         found["last row"] = [f"{key} {value:.4g}" for key, value in rows[-1].items()]
     found["weights"] = (

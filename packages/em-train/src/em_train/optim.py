@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 
@@ -24,7 +25,7 @@ class OptimConfig:
     """Decay of weight matrices; norms, biases and scalars are not decayed."""
     clip_norm: PositiveFloat = 5.0
     """Gradients are scaled down to this norm when they exceed it."""
-    ema_decay: NonNegativeFloat = 0.99
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the averaged weights, which are the ones that are shown and saved."""
 
 

@@ -10,24 +10,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from em_train.whole import replacing
+
 GAP_PX = 12
 TITLE_PX = 26
 GOLDEN = 0.6180339887  # steps of the golden ratio keep the hues of successive classes far apart
 
 
 @cache
-def palette(classes: int) -> np.ndarray:
-    """RGB of each class, the same in every picture: (classes, 3) uint8."""
+def palette(classes: int, first: int = 0) -> np.ndarray:
+    """RGB of each class, the same in every picture: (classes, 3) uint8.
+
+    Another `first` gives other colours, for labels that are not to be taken for the same classes.
+    """
     rows = []
-    for i in range(classes):
+    for i in range(first, first + classes):
         lightness, saturation = ((0.62, 0.75), (0.42, 0.65), (0.75, 0.5))[i % 3]
         rows.append(colorsys.hls_to_rgb(i * GOLDEN % 1, lightness, saturation))
     return np.rint(np.array(rows) * 255).astype(np.uint8)
 
 
-def class_map(codes: np.ndarray, classes: int) -> np.ndarray:
+def class_map(codes: np.ndarray, classes: int, first: int = 0) -> np.ndarray:
     """Hard codes (Y, X) as colours (Y, X, 3)."""
-    return palette(classes)[codes]
+    return palette(classes, first)[codes]
 
 
 def overlay(raw: np.ndarray, colours: np.ndarray, opacity: float = 0.45) -> np.ndarray:
@@ -49,6 +54,5 @@ def save_row(panels: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
         sheet.paste(Image.fromarray(panel).convert("RGB"), (left, TITLE_PX))
         left += panel.shape[1] + GAP_PX
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    sheet.save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")

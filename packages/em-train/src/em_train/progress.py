@@ -14,8 +14,8 @@ PLAIN_SECONDS = 20.0  # between lines where there is no terminal
 
 
 def say(message: str) -> None:
-    """Print one line, as long as it is, so that paths can be copied."""
-    console.print(message, soft_wrap=True)
+    """Print one line as it is: paths can be copied, and brackets in them mean nothing."""
+    console.print(message, soft_wrap=True, markup=False)
 
 
 class Meter:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from em_train import config as configuration
-from em_train.checkpoint import replacing
 from em_train.run_folder import RunFolder
+from em_train.whole import replacing
 
+FRAMES = 12  # pictures through time in a report; all of them stay in images/
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --accent: #2a78d6; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
@@ -51,7 +52,7 @@ def write(
 ) -> None:
     """Write the report of a run from what its folder holds."""
     rows = folder.rows()
-    frames = sorted(folder.images.glob("step-*.png"))
+    frames = _evenly(sorted(folder.images.glob("step-*.png")), FRAMES)
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
@@ -76,6 +77,13 @@ def write(
     ]
     with replacing(folder.report) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _evenly(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most `most` of the paths, evenly spaced, the last among them."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
 
 
 def _image(path: Path, caption: str) -> str:

@@ -1,25 +1,36 @@
 """The run folder: everything that a run leaves behind, always under the same names.
 
 config.json     the resolved configuration; `--config` reads it again
+.lock           held by the process that works here
 metrics.jsonl   one JSON object per logged step
 checkpoints/    step-*.pt, last
 weights/        safetensors + config.json, for use elsewhere
 images/         pictures
 report.html     all of it to look at
-log.txt         what was printed, with times
+log.txt         when it started, stopped and why, with times
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from em_train import checkpoint
 from em_train import config as configuration
 from em_train.errors import RunFolderError
+from em_train.whole import remove_leftovers, replacing
+
+if sys.platform != "win32":
+    import fcntl
+
+# What may differ when a run is resumed: nothing that changes its result. That the data are the same
+# is checked by the recipe, wherever they lie now.
+FREE_KEYS = ("run.", "data.threads", "data.volumes")
 
 
 class RunFolder:
@@ -27,6 +38,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _hold(self)
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights"
         self.images = path / "images"
@@ -44,42 +56,51 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
-        if not self.metrics.exists():
-            return []
-        rows = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """All rows of `metrics.jsonl`."""
+        return measured_rows(self.path)
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, because it will be done again."""
         kept = [row for row in self.rows() if row["step"] <= step]
-        with checkpoint.replacing(self.metrics) as temporary:
+        with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         for picture in self.images.glob("step-*.png"):
             if int(picture.stem.removeprefix("step-")) > step:
                 picture.unlink()
 
 
+def measured_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of the `metrics.jsonl` of a run; a last line that a kill cut off is left out."""
+    metrics = path / "metrics.jsonl"
+    rows: list[dict[str, Any]] = []
+    for line in metrics.read_text().splitlines() if metrics.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 def new_run(path: Path, config: Any, command: str) -> RunFolder:
     """Make the folder of a new run; a folder with anything in it is refused."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (
+        not path.is_dir() or any(inside.name != ".lock" for inside in path.iterdir())
+    ):
         what = "holds another run" if (path / "config.json").exists() else "is not an empty folder"
         raise RunFolderError(
             f"{path} {what}; choose another --out"
             + (", or continue that run with --resume" if what.startswith("holds") else "")
         )
-    folder = RunFolder(path)
     try:
-        folder.images.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
+        folder = RunFolder(path)
+        folder.images.mkdir()
         folder.checkpoints.mkdir()
         configuration.save(config, command, path / "config.json")
+    except RunFolderError:
+        raise
     except OSError as error:
-        raise type(error)(
+        raise OSError(
             f"cannot write a run to {path} ({error.strerror}); choose another --out"
         ) from error
     return folder
@@ -89,7 +110,7 @@ def resumed_run(
     path: Path,
     config: Any,
     command: str,
-    may_change: Callable[[str], bool] = lambda key: key.startswith("run.") and key != "run.seed",
+    may_change: Callable[[str], bool] = lambda key: key.startswith(FREE_KEYS) and key != "run.seed",
 ) -> RunFolder:
     """Open the folder of a run to go on with it; another configuration is refused."""
     layer = stored_config(path, command)
@@ -106,7 +127,12 @@ def resumed_run(
             + "\nresume without these changes, or start a new run with another --out"
         )
     folder = RunFolder(path)
-    checkpoint.remove_leftovers(folder.checkpoints)
+    remove_leftovers(path)
+    if folder.rows() and not any(folder.checkpoints.glob("step-*.pt")):
+        raise RunFolderError(
+            f"{path} has measured steps but no checkpoint to go on from; put its checkpoints back, or "
+            "start a new run with another --out"
+        )
     return folder
 
 
@@ -115,3 +141,18 @@ def stored_config(path: Path, command: str) -> configuration.Layer:
     if not (path / "config.json").exists():
         raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
     return configuration.file_layer(path / "config.json", command)
+
+
+def _hold(folder: RunFolder) -> None:
+    """Lock the folder until the process ends or nobody uses `folder` any more."""
+    if sys.platform == "win32":
+        return
+    lock = os.open(folder.path / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise RunFolderError(
+            f"another process works in {folder.path}; wait for it, stop it, or choose another --out"
+        ) from None
+    weakref.finalize(folder, os.close, lock)

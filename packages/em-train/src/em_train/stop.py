@@ -1,6 +1,6 @@
 """Leave a run in order: a signal asks, the loop saves and goes.
 
-The first Ctrl-C, SIGTERM or SIGUSR1 (what schedulers send before they take a machine away) lets the
+The first Ctrl-C, SIGTERM, SIGHUP (a lost connection) or SIGUSR1 (what schedulers send before they take a machine away) lets the
 current step end; a second Ctrl-C leaves at once.
 """
 
@@ -20,7 +20,9 @@ class StopRequest:
     """A context in which signals set `name` instead of ending the process."""
 
     SIGNALS = tuple(
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+        getattr(signal, name)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+        if hasattr(signal, name)
     )
 
     def __init__(self) -> None:
@@ -29,7 +31,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self._before = {s: signal.signal(s, self._asked) for s in self.SIGNALS}
+            # What is ignored stays ignored: nohup, for instance, means that a hang-up shall not end it.
+            heard = [s for s in self.SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+            self._before = {s: signal.signal(s, self._asked) for s in heard}
         return self
 
     def __exit__(

@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 from em_data import (
     BlockSampler,
-    PlaceSampler,
+    GreyRange,
     StackConfig,
     Stream,
     Volume,
@@ -34,7 +35,7 @@ from em_losses import (
     cross_entropy,
     entropy_floor,
     entropy_of_mean,
-    entropy_sums,
+    entropy_sums_and_probabilities,
     kernels_in_use,
     mean_entropy,
 )
@@ -46,18 +47,21 @@ from em_models import (
     count_parameters,
     save,
 )
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from em_train import checkpoint, optim
 from em_train.dense_report import agreement, preview, write_report
 from em_train.device import Device, Precision, autocast, choose_device
+from em_train.errors import CheckpointError
 from em_train.metrics import effective_classes
 from em_train.optim import OptimConfig
 from em_train.progress import meter, say
 from em_train.run_folder import RunFolder
 from em_train.stop import StopRequest
+
+SAME_SCALE = 1.1  # largest ratio of the voxel sizes of volumes that are learned together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class DataConfig:
 
     volumes: tuple[str, ...] = ("synthetic:",)
     """Addresses of raw volumes; `synthetic:` is generated on the fly."""
+    at_nm: tuple[float, float, float] | None = None
+    """Wanted voxel size (z, y, x) in nm: the nearest level of each volume. Without it, the finest."""
     stack: StackConfig = field(default_factory=StackConfig)
     batch_size: PositiveInt = 8
     """Stacks per step."""
@@ -96,7 +102,7 @@ class LossConfig:
 
     target: Literal["online", "ema"] = "online"
     """Who gives the target codes: the encoder itself, with gradient, or its moving average."""
-    classes_at_least: PositiveFloat = 30.0
+    classes_at_least: Annotated[float, Field(ge=1)] = 30.0
     """Floor under exp(H̄), the number of classes that the mean code is spread over."""
     floor_weight: NonNegativeFloat = 5.0
     """Weight of that floor."""
@@ -108,7 +114,7 @@ class LossConfig:
 class RunConfig:
     """How it is run. Keys other than the seed may change when a run is resumed."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the samples and the augmentation."""
     device: Device = "auto"
     """auto, cuda, mps or cpu."""
@@ -155,26 +161,11 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Data: slices as stored, in stacks around a target slice.
     volumes = open_volumes(config.data)
-    sampler = draw_samples(volumes, config)
-    loader = Loader(
-        volumes,
-        sampler,
-        batch_size=config.data.batch_size,
-        samples_per_epoch=config.data.samples_per_epoch,
-        threads=config.data.threads,
-    )
+    loader = make_loader(volumes, config)
+    data = fingerprint(loader)
 
     # Model: the encoder, the predictor, and the moving average of both.
-    encoder = DenseEncoder(config.model.encoder)
-    predictor = SlicePredictor(
-        SlicePredictorConfig(
-            classes=config.model.encoder.classes,
-            context=len(config.data.stack.offsets_z) - 1,
-            width=config.model.predictor_width,
-            layers=config.model.predictor_layers,
-        )
-    )
-    networks = nn.ModuleDict({"encoder": encoder, "predictor": predictor}).to(device)
+    networks = make_networks(config).to(device)
     average = AveragedModel(
         networks, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay), use_buffers=True
     ).eval()
@@ -194,28 +185,35 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     start = 0
     if resume and checkpoint.exists(folder.checkpoints):
         state = checkpoint.load(folder.checkpoints)
+        if state["data"] != data:
+            raise CheckpointError(
+                f"{folder.path} was trained on other data: then {state['data']}, now {data}; give it "
+                "the same volumes, or start a new run with another --out"
+            )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         start = state["step"]
     folder.rewind(start)
-    announce(config, folder, volumes, networks, device, start)
+    announce(config, folder, loader, networks, device, start)
 
     # Loop.
-    steps, since, clock = config.optim.steps, start, time.perf_counter()
+    steps, since, clock, words = config.optim.steps, start, time.perf_counter(), ""
+    picture = partial(preview, averaged["encoder"], volumes[0], loader.ranges[0], folder)
     with StopRequest() as stop, meter("dense-ssl", steps, start) as bar:
         for step, batch in enumerate(loader.batches(start, steps), start + 1):
             with autocast(config.run.precision, device):
                 teacher = averaged["encoder"] if config.loss.target == "ema" and step > 1 else None
                 terms = losses(networks, teacher, batch.to(device), config)
-            if not terms["loss"].isfinite():
-                raise FloatingPointError(
-                    f"the loss of step {step} is {terms['loss'].item()}; the checkpoint before is "
-                    "good: resume with a lower optim.lr, or look at the data of samples "
-                    f"{batch.keys[0].number} to {batch.keys[-1].number} of epoch {batch.keys[0].epoch}"
-                )
             optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()
-            nn.utils.clip_grad_norm_(networks.parameters(), config.optim.clip_norm)
+            norm = nn.utils.clip_grad_norm_(networks.parameters(), config.optim.clip_norm)
+            if not (terms["loss"].isfinite() and norm.isfinite()):
+                raise FloatingPointError(
+                    f"step {step}: loss {terms['loss'].item():g}, gradient norm {norm.item():g}; "
+                    "nothing of this step was kept. Look at the data of samples "
+                    f"{batch.keys[0].number} to {batch.keys[-1].number} of epoch "
+                    f"{batch.keys[0].epoch}, or start again with a lower optim.lr"
+                )
             optimiser.step()
             schedule.step()
             average.update_parameters(networks)
@@ -228,13 +226,14 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 row: dict[str, float] = {name: value.item() for name, value in terms.items()}
                 row |= {"lr": float(schedule.get_last_lr()[0]), "slices_per_s": round(speed, 1)}
                 folder.record({"step": step, **row})
-                bar.update(step, note(row))
+                words = note(row)
+            bar.update(step, words)
             last = step == steps or stop.name is not None
             if step % config.run.picture_every == 0 or step == steps:
-                preview(averaged["encoder"], volumes[0], folder, f"step-{step:06d}")
+                picture(f"step-{step:06d}")
             if step % config.run.checkpoint_every == 0 or last:
                 state = {name: part.state_dict() for name, part in parts.items()}
-                checkpoint.save(folder.checkpoints, step, state)
+                checkpoint.save(folder.checkpoints, step, state | {"data": data})
             if last and step < steps:
                 folder.log(f"{stop.name}: saved at step {step}")
                 return False
@@ -242,11 +241,12 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Result: weights for use elsewhere, pictures, report.
     save(averaged["encoder"], folder.weights / "encoder")
     save(averaged["predictor"], folder.weights / "predictor")
-    preview(averaged["encoder"], volumes[0], folder, "classes")
-    summary = summarise(averaged["encoder"], volumes[0], folder)
+    picture("classes")
+    summary = summarise(averaged["encoder"], volumes[0], loader.ranges[0], folder)
     write_report(folder, config, summary)
     for name, value in summary.items():
-        say(f"[bold]{name}[/]  {value}")
+        say(f"{name}: {value}")
+    folder.log(f"finished at step {steps}")
     return True
 
 
@@ -271,25 +271,25 @@ def losses(
 
     # Codes of all slices; those of the target are turned back to lie on its neighbours.
     codes = networks["encoder"](image.flatten(0, 1)[:, None]).logits.float()  # (B·Z, K, y, x)
-    stacked = codes.unflatten(0, (b, z))  # (B, Z, K, y, x)
+    sums, probabilities = entropy_sums_and_probabilities(codes)
+    stacked = probabilities.unflatten(0, (b, z))  # (B, Z, K, y, x)
     predictor: Any = networks["predictor"]
-    prediction = predictor(stacked[:, :-1].softmax(2)).float()  # (B, K, y − 2m, x − 2m)
+    prediction = predictor(stacked[:, :-1]).float()  # (B, K, y − 2m, x − 2m)
     if teacher is None:
         target_codes = stacked[:, -1]
     else:
         with torch.no_grad():
-            target_codes = teacher(target[:, None]).logits.float()
+            target_codes = teacher(target[:, None]).logits.float().softmax(1)
     m = predictor.margin
     target_codes = augment.transform_back(target_codes, turn_target)[..., m:-m, m:-m]
 
     # Predict the target, keep the mean code spread over classes, decide every pixel.
-    sums = entropy_sums(codes)
     spread, undecided = entropy_of_mean(sums), mean_entropy(sums)
-    pred = cross_entropy(target_codes.softmax(1), prediction)
+    pred = cross_entropy(target_codes, prediction)
     floor = entropy_floor(spread, floor=math.log(config.loss.classes_at_least))
     loss = pred + config.loss.floor_weight * floor + config.loss.sharpen_weight * undecided
     with torch.no_grad():
-        most, hard = codes.softmax(1).max(1)
+        most, hard = probabilities.max(1)
         active = torch.tensor(effective_classes(hard))
     return {
         "loss": loss,
@@ -305,46 +305,90 @@ def losses(
 def check(config: Config) -> None:
     """Refuse what cannot run before anything is written."""
     choose_device(config.run.device)
-    volumes = open_volumes(config.data, hold=False)
-    draw_samples(volumes, config)
+    kernels_in_use()
+    make_networks(config)
+    make_loader(open_volumes(config.data, hold=False), config)
 
 
 def open_volumes(config: DataConfig, *, hold: bool = True) -> list[Volume]:
     """The raw volumes, held in memory where all of them fit."""
-    volumes = [open_volume(address) for address in config.volumes]
+    volumes = [open_volume(address, at_nm=config.at_nm) for address in config.volumes]
     if not volumes:
         raise ValueError("data.volumes is empty; name at least one volume, with --data")
+    sizes = [volume.voxel_size_nm for volume in volumes if volume.voxel_size_nm is not None]
+    for axis, values in zip("zyx", zip(*sizes, strict=True), strict=False):
+        if max(values) > SAME_SCALE * min(values):
+            raise ValueError(
+                f"the volumes have voxels of {min(values):g} to {max(values):g} nm along {axis}; one "
+                "encoder sees one scale: choose levels that match, with data.at_nm"
+            )
     if hold and sum(volume.nbytes for volume in volumes) <= config.memory_gib * 2**30:
         volumes = [volume.held_in_memory() for volume in volumes]
     return volumes
 
 
-def draw_samples(volumes: list[Volume], config: Config) -> PlaceSampler | BlockSampler:
-    """How places are drawn: independently, or by block shuffle where memory is too small."""
-    return choose_sampler(
+def make_loader(volumes: list[Volume], config: Config) -> Loader:
+    """Stacks of independent places, or by block shuffle where the memory is too small for all."""
+    data = config.data
+    sampler = choose_sampler(
         volumes,
-        config.data.stack,
+        data.stack,
         seed=config.run.seed,
-        samples_per_epoch=config.data.samples_per_epoch,
-        slots=config.data.batch_size,
-        budget_bytes=int(config.data.memory_gib * 2**30),
+        samples_per_epoch=data.samples_per_epoch,
+        slots=data.batch_size,
+        budget_bytes=int(data.memory_gib * 2**30),
     )
+    return Loader(
+        volumes,
+        sampler,
+        batch_size=data.batch_size,
+        samples_per_epoch=data.samples_per_epoch,
+        threads=data.threads,
+    )
+
+
+def make_networks(config: Config) -> nn.ModuleDict:
+    """The encoder, and the predictor that fits it."""
+    predictor = SlicePredictorConfig(
+        classes=config.model.encoder.classes,
+        context=len(config.data.stack.offsets_z) - 1,
+        width=config.model.predictor_width,
+        layers=config.model.predictor_layers,
+    )
+    return nn.ModuleDict(
+        {"encoder": DenseEncoder(config.model.encoder), "predictor": SlicePredictor(predictor)}
+    )
+
+
+def fingerprint(loader: Loader) -> str:
+    """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
+    volumes = [f"{volume.dtype} {volume.shape}" for volume in loader.volumes]
+    sampler = loader.sampler
+    plan = f", blocks {sampler.plan}" if isinstance(sampler, BlockSampler) else ""
+    return ", ".join(volumes) + plan
 
 
 def announce(
     config: Config,
     folder: RunFolder,
-    volumes: list[Volume],
+    loader: Loader,
     networks: nn.ModuleDict,
     device: torch.device,
     start: int,
 ) -> None:
     """Say what is going to happen, on the terminal and in the log."""
-    for volume in volumes:
+    for volume, grey in zip(loader.volumes, loader.ranges, strict=True):
         size = " × ".join(map(str, volume.shape))
         unit = volume.voxel_size_nm
         nm = " × ".join(f"{s:g}" for s in unit) + " nm" if unit else "unknown voxel size"
-        say(f"data    {volume.source}: {size} voxels of {nm}, {volume.dtype}")
+        values = f"{volume.dtype} from {grey.low:.4g} to {grey.high:.4g}"
+        say(f"data    {volume.source}: {size} voxels of {nm}, {values}")
+    if isinstance(loader.sampler, BlockSampler):
+        plan = loader.sampler.plan
+        say(
+            f"        more than {config.data.memory_gib:g} GiB: {plan.slots * plan.positions} blocks in "
+            f"memory at once, each serves {plan.crops} stacks"
+        )
     encoder: Any = networks["encoder"]
     say(
         f"model   {count_parameters(networks):,} parameters, receptive field "
@@ -363,15 +407,21 @@ def note(row: dict[str, float]) -> str:
     )
 
 
-def summarise(encoder: DenseEncoder, volume: Volume, folder: RunFolder) -> dict[str, str]:
+def summarise(
+    encoder: DenseEncoder, volume: Volume, grey: GreyRange, folder: RunFolder
+) -> dict[str, str]:
     """What came out, in words for a person."""
-    last = folder.rows()[-1]
+    rows = folder.rows()
+    last = rows[-max(1, len(rows) // 10) :]  # one batch says little
+    information, classes = (
+        sum(row[key] for row in last) / len(last) for key in ("information", "active_classes")
+    )
     summary = {
-        "steps": f"{last['step']}",
-        "information": f"{last['information']:.2f} nats that a code and its neighbours share at least",
-        "classes": f"{last['active_classes']:.1f} of {encoder.config.classes} effectively in use",
+        "steps": f"{rows[-1]['step']}",
+        "information": f"about {information:.2f} nats that a code shares with its neighbours",
+        "classes": f"{classes:.1f} of {encoder.config.classes} effectively in use",
     }
-    found = agreement(encoder, volume)
+    found = agreement(encoder, volume, grey)
     if found is not None:
         summary["agreement with truth"] = (
             f"NMI {found['learned']:.3f}; k-means on smoothed grey {found['grey']:.3f} "

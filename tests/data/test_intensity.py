@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+from em_data import grey_range, open_volume
+
+
+def test_the_range_is_that_of_the_values_whatever_the_type():
+    rng = np.random.default_rng(0)
+    for dtype, low, high in [(np.uint16, 300, 4095), (np.int16, -200, 50), (np.float32, -1, 1)]:
+        voxels = rng.uniform(low, high, (20, 300, 300)).astype(dtype)
+        found = grey_range(open_volume(voxels))
+        assert found.low == pytest.approx(low, abs=0.02 * (high - low))
+        assert found.high == pytest.approx(high, abs=0.02 * (high - low))
+        unit = found.unit(voxels)
+        assert unit.dtype == np.float32 and unit.min() == 0 and unit.max() == 1
+        assert unit.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_missing_slices_dust_and_nan_do_not_count():
+    voxels = np.random.default_rng(0).uniform(100, 200, (20, 300, 300)).astype(np.float32)
+    voxels[::3] = 0
+    voxels[1, 5, 5] = 1e9
+    voxels[2, 7, 7] = np.nan
+    found = grey_range(open_volume(voxels))
+    assert 100 <= found.low < 102 and 198 < found.high <= 200
+
+
+def test_a_blank_volume_has_a_range_too():
+    found = grey_range(open_volume(np.full((4, 8, 8), 7, np.uint8)))
+    assert np.isfinite(found.unit(np.full(3, 7, np.uint8))).all()
