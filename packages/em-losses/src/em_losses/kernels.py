@@ -12,6 +12,7 @@ import os
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 
@@ -34,7 +35,8 @@ def kernels_in_use() -> bool:
 
 def compiled(stem: str, tensor: Tensor) -> ModuleType | None:
     """The compiled twin of a module for the device of a tensor; None where plain torch serves."""
-    if tensor.device.type not in _devices():
+    on_gpu = tensor.device.type == "cuda"
+    if tensor.device.type not in _devices() or (on_gpu and tensor.dtype == torch.float64):
         return None
     return _load(stem)
 

@@ -30,7 +30,7 @@ def cross_entropy(target: Tensor, logits: Tensor, *, reduce: Reduce = identity) 
     fused = compiled("divergence", logits)
     if fused:
         sums = fused.divergence_sums(logits, target, target_is_logits=False)
-        return reduce(sums.cross_entropy) / reduce(sums.count)
+        return reduce(sums.cross_entropy) / reduce(sums.pixels)
     total = -(target * logits.log_softmax(1)).sum()
     pixels = target.shape[0] * target[0, 0].numel()
     return reduce(total) / reduce(total.new_tensor(float(pixels)))

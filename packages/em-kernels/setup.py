@@ -1,0 +1,183 @@
+"""Builds the operator libraries: the CPU one always, the CUDA one when nvcc is found.
+
+The libraries use only the stable ABI of LibTorch, so one build serves every torch from 2.10 on.
+What was built, and why something was not, is written to `build.json` beside them.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+HERE = Path(__file__).resolve().parent
+# The oldest stable ABI that the sources ask for: torch 2.10.
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+
+def stop(message: str) -> None:
+    """End the installation with one line instead of a traceback."""
+    sys.exit(f"em-kernels: {message}")
+
+
+def require_compiler() -> None:
+    """Stop unless a C++ compiler is there."""
+    wanted = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
+    if not any(shutil.which(name) for name in wanted):
+        stop(
+            f"a C++20 compiler is needed, none of {', '.join(wanted)} was found; install g++ or"
+            " clang++, or leave em-kernels out (every other package works without it)"
+        )
+
+
+def find_cuda_home() -> str | None:
+    """Return the root of the CUDA toolkit, following a wrapper script to the real one."""
+    if home := os.environ.get("CUDA_HOME"):
+        return home
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    # nvcc on the PATH may be a script that calls the real one elsewhere; a dry run names its root.
+    dry = subprocess.run(
+        [nvcc, "-dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
+    top = re.search(r"TOP=(\S+)", dry.stderr)
+    return os.path.realpath(top.group(1)) if top else str(Path(nvcc).resolve().parent.parent)
+
+
+def cuda_state(torch) -> tuple[str | None, str]:
+    """Return the toolkit's root and a sentence; the root is None where CUDA is skipped."""
+    if torch.version.cuda is None:
+        return None, "skipped: this torch is built without CUDA"
+    home = find_cuda_home()
+    if home is None:
+        return None, "skipped: nvcc was not found; put it on PATH or set CUDA_HOME"
+    nvcc = Path(home, "bin", "nvcc")
+    if not nvcc.exists():
+        return None, f"skipped: {nvcc} does not exist; set CUDA_HOME to a CUDA toolkit"
+    listed = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release (\d+)\.(\d+)", listed)
+    if version is None or version.group(1) != torch.version.cuda.split(".")[0]:
+        found = version.group(0) if version else "of unknown version"
+        return (
+            None,
+            f"skipped: nvcc {found} differs in major version from torch's CUDA {torch.version.cuda}",
+        )
+    return home, f"compiled for {os.environ['TORCH_CUDA_ARCH_LIST']} with nvcc {version.group(0)}"
+
+
+require_compiler()
+# ninja, installed beside this Python, is not on PATH when pip is called by its full path.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+try:
+    import pybind11
+    import torch
+except ImportError as error:
+    stop(
+        f"{error.name} is needed to build; pip install 'torch>=2.10' pybind11 ninja, then install"
+        " with --no-build-isolation"
+    )
+
+# Without a GPU torch cannot guess the architectures and stops with an IndexError.
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+cuda_home, cuda_sentence = cuda_state(torch)
+if cuda_home:
+    # torch reads this when its build helpers are imported, hence before the import below.
+    os.environ["CUDA_HOME"] = cuda_home
+
+from torch.utils import cpp_extension  # noqa: E402
+
+
+def extension(name: str, folder: str, suffix: str, libraries: list[str], flags: dict) -> Extension:
+    """Describe one operator library: every source in a folder of csrc, linked to torch's C shim."""
+    sources = sorted(Path("csrc", folder).glob(f"*{suffix}"))
+    if folder == "cpu":
+        sources.append(Path("csrc", "library.cpp"))
+    return Extension(
+        f"em_kernels.{name}",
+        sources=[str(path) for path in sources],
+        # Headers are listed so that changing one rebuilds the library.
+        depends=[str(path) for path in sorted(Path("csrc").rglob("*.[hc]*"))],
+        include_dirs=[str(HERE / "csrc"), *cpp_extension.include_paths()],
+        library_dirs=cpp_extension.library_paths(),
+        libraries=libraries,
+        extra_compile_args=flags,
+        py_limited_api=True,
+        language="c++",
+    )
+
+
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-std=c++20",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    # Vectors wider than the baseline are passed only between functions that are inlined.
+    "-Wno-psabi",
+    # Raised by the header of the AVX-512 intrinsics of gcc 12 itself.
+    "-Wno-maybe-uninitialized",
+    TARGET,
+]
+extensions = [
+    extension("_cpu", "cpu", ".cpp", ["torch_cpu"], {"cxx": CXX_FLAGS}),
+    # Without torch, and without the stable ABI of Python, which pybind11 does not support.
+    Extension(
+        "em_kernels._crops",
+        sources=[str(Path("csrc", "crops.cpp"))],
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args={"cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]},
+        extra_link_args=["-pthread"],
+        language="c++",
+    ),
+]
+if cuda_home:
+    nvcc_flags = [
+        "-O3",
+        "-std=c++20",
+        "--ftz=true",
+        "--threads=2",
+        "-Xcompiler=-fvisibility=hidden",
+        # torch forbids the plain conversions from and to half types; the kernels use them.
+        "-U__CUDA_NO_HALF_CONVERSIONS__",
+        "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
+        "-DUSE_CUDA",
+        TARGET,
+    ]
+    cuda = extension(
+        "_cuda", "cuda", ".cu", ["torch_cpu", "torch_cuda"], {"cxx": CXX_FLAGS, "nvcc": nvcc_flags}
+    )
+    cuda.include_dirs.append(str(Path(cuda_home, "include")))
+    # The static runtime keeps the library free of one libcudart version.
+    cuda.extra_objects = [
+        str(next(Path(cuda_home).glob("**/libcudart_static.a")).resolve()),
+    ]
+    extensions.append(cuda)
+
+
+class BuildLibraries(cpp_extension.BuildExtension):
+    """torch's builder, with objects kept between builds and a record of what was built."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # pip builds editable installs in a fresh temporary folder; here ninja finds its objects.
+        self.build_temp = str(HERE / "build" / f"torch-{torch.__version__}")
+
+    def run(self) -> None:
+        super().run()
+        record = Path(self.get_ext_fullpath("em_kernels._cpu")).with_name("build.json")
+        if cuda_home is None:
+            record.with_name("_cuda.abi3.so").unlink(missing_ok=True)  # of an earlier build
+        built = {"torch": torch.__version__, "cuda": cuda_sentence}
+        record.write_text(json.dumps(built, indent=2) + "\n")
+
+
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibraries})

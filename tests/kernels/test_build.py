@@ -1,0 +1,89 @@
+"""Building, importing and reporting: what an installer and `emtrain info` rely on."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from em_kernels import build_info
+from em_kernels.build import ISA_NAMES
+from em_kernels.library import CPU_LIBRARY, CUDA_LIBRARY
+
+PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "em-kernels"
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_import_leaves_torch_alone():
+    done = run_python("import sys, em_kernels; sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_build_info_names_what_is_in_use(monkeypatch):
+    info = build_info()
+    assert info["isa_in_use"] == info["isa_available"]
+    assert info["isa_available"] in ISA_NAMES
+    assert info["cuda_compiled"] == CUDA_LIBRARY.exists()
+    assert str(info["cuda"]).startswith("compiled for" if info["cuda_compiled"] else "skipped: ")
+    monkeypatch.setenv("EM_KERNELS_ISA", "baseline")
+    assert build_info()["isa_in_use"] == "baseline"
+
+
+def test_a_broken_library_is_an_import_error_with_the_reason(tmp_path):
+    copy = tmp_path / "em_kernels"
+    shutil.copytree(CPU_LIBRARY.parent, copy, ignore=shutil.ignore_patterns("*.so"))
+    code = "import em_kernels.entropy"
+    missing = run_python(code, PYTHONPATH=str(tmp_path))
+    assert "ImportError: em_kernels needs its compiled library _cpu.abi3.so" in missing.stderr
+    (copy / CPU_LIBRARY.name).write_text("not a library")
+    broken = run_python(code, PYTHONPATH=str(tmp_path))
+    assert "ImportError: em_kernels could not load _cpu.abi3.so" in broken.stderr
+    assert "invalid ELF header" in broken.stderr or "too short" in broken.stderr
+
+
+def run_setup(tmp_path, path, **environment):
+    """Run setup.py of a copy with only `path` on PATH; `--version` builds nothing."""
+    copy = tmp_path / "package"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("build", "*.so"))
+    return subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, **environment},
+    )
+
+
+def test_no_compiler_is_one_line(tmp_path):
+    done = run_setup(tmp_path, path=str(tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.startswith("em-kernels: a C++20 compiler is needed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_torch_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
+    done = run_setup(tmp_path, path=os.environ["PATH"], PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.startswith("em-kernels: torch is needed to build")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_libraries_use_the_stable_abi_alone():
+    pytest.importorskip("torch_abi_audit")
+    audit = Path(sys.executable).with_name("torch-abi-audit")
+    libraries = [path for path in (CPU_LIBRARY, CUDA_LIBRARY) if path.exists()]
+    done = subprocess.run(
+        [audit, "--check", "torch", "--json", *libraries], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2.10" in done.stdout
