@@ -95,7 +95,7 @@ def test_data_that_is_none_is_refused(tmp_path, data, expected):
 
 def test_a_run_its_folder_and_going_on(tmp_path):
     odd = tmp_path / "odd [/x] ü"  # brackets mean nothing in a path
-    odd.mkdir()
+    odd.mkdir(parents=True)
     voxels = np.random.default_rng(0).integers(0, 4095, (6, 80, 80), np.uint16)
     np.save(odd / "raw.npy", voxels)
     run = odd / "run"
