@@ -110,8 +110,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, target, monkeypa
         assert whole.read_bytes() == resumed.read_bytes()
 
 
-def test_a_kill_after_the_checkpoint_loses_nothing_and_repeats_no_row(tmp_path, monkeypatch):
-    config = small()
+@pytest.mark.parametrize(("every", "checkpointed"), [(2, 2), (100, 0)])
+def test_a_kill_at_any_time_loses_nothing_and_repeats_no_row(
+    tmp_path, monkeypatch, every, checkpointed
+):
+    config = small(run={"checkpoint_every": every})
     path = tmp_path / "run"
     update, seen = recipe.AveragedModel.update_parameters, []
 
@@ -125,7 +128,8 @@ def test_a_kill_after_the_checkpoint_loses_nothing_and_repeats_no_row(tmp_path, 
     with pytest.raises(MemoryError):
         start(path, config)
     monkeypatch.undo()
-    assert [row["step"] for row in measured(path)] == [1, 2, 3]  # the checkpoint is of step 2
+    assert [row["step"] for row in measured(path)] == [1, 2, 3]
+    assert checkpoint.load(path / "checkpoints")["step"] == checkpointed
     assert recipe.run(config, resumed_run(path, config, "dense-ssl"), resume=True)
     assert [row["step"] for row in measured(path)] == [1, 2, 3, 4]
 
@@ -357,7 +361,7 @@ def test_a_step_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, factor):
         FloatingPointError, match=r"step 1: loss (nan|inf).*samples 0 to 1 of epoch 0"
     ):
         start(tmp_path / "run", small())
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoint.load(tmp_path / "run" / "checkpoints")["step"] == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):

@@ -182,6 +182,11 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         "optimiser": optimiser,
         "schedule": schedule,
     }
+
+    def snapshot(step: int) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        checkpoint.save(folder.checkpoints, step, state | {"data": data})
+
     start = 0
     if resume and checkpoint.exists(folder.checkpoints):
         state = checkpoint.load(folder.checkpoints)
@@ -193,6 +198,8 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         start = state["step"]
+    else:
+        snapshot(0)  # a run that is killed early can be resumed too
     folder.rewind(start)
     announce(config, folder, loader, networks, device, start)
 
@@ -232,8 +239,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             if step % config.run.picture_every == 0 or step == steps:
                 picture(f"step-{step:06d}")
             if step % config.run.checkpoint_every == 0 or last:
-                state = {name: part.state_dict() for name, part in parts.items()}
-                checkpoint.save(folder.checkpoints, step, state | {"data": data})
+                snapshot(step)
             if last and step < steps:
                 folder.log(f"{stop.name}: saved at step {step}")
                 return False
