@@ -14,11 +14,12 @@ from em_kernels.library import CPU_LIBRARY, CUDA_LIBRARY
 PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "em-kernels"
 
 
-def run_python(code, **environment):
+def run_python(code, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
+        cwd=cwd,
         env={**os.environ, **environment},
     )
 
@@ -36,6 +37,33 @@ def test_build_info_names_what_is_in_use(monkeypatch):
     assert str(info["cuda"]).startswith("compiled for" if info["cuda_compiled"] else "skipped: ")
     monkeypatch.setenv("EM_KERNELS_ISA", "baseline")
     assert build_info()["isa_in_use"] == "baseline"
+
+
+WITHOUT_CUDA = "import torch; torch.version.cuda = None; "
+
+
+def test_a_torch_without_cuda_leaves_the_cuda_half_out_and_says_why():
+    code = "import em_kernels; info = em_kernels.build_info(); print(info['cuda_loaded'], info['cuda'])"
+    done = run_python(WITHOUT_CUDA + code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("False")
+    assert "this torch is built without CUDA" in done.stdout or not CUDA_LIBRARY.exists()
+    code = "import em_kernels.library as l; l.load_library(); print(torch.ops.loaded_libraries)"
+    done = run_python(WITHOUT_CUDA + code)
+    assert CPU_LIBRARY.name in done.stdout and CUDA_LIBRARY.name not in done.stdout
+
+
+def test_a_torch_without_cuda_builds_the_cpu_half_alone():
+    code = """
+import runpy, sys
+sys.argv = ["setup.py", "--version"]
+built = runpy.run_path("setup.py")
+print([extension.name for extension in built["extensions"]], built["cuda_sentence"])
+"""
+    done = run_python(WITHOUT_CUDA + code, cwd=PACKAGE)
+    assert done.returncode == 0, done.stderr
+    assert "em_kernels._cpu" in done.stdout and "em_kernels._cuda" not in done.stdout
+    assert "skipped: this torch is built without CUDA" in done.stdout
 
 
 def test_a_broken_library_is_an_import_error_with_the_reason(tmp_path):

@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor> divergence_backward(
   const auto fresh = [](const Tensor& like, bool needed) {
     const Tensor grad =
         needed ? torch::stable::empty_like(like) : new_tensor(like, {0, 0}, like.scalar_type());
-    hint_huge_pages(grad);
+    claim_pages(grad);
     return grad;
   };
   const Tensor grad = fresh(prediction_any, need_prediction);

@@ -22,24 +22,26 @@ EM_INLINE V log_given(V p) {
   return p == V{} ? V{} : log_normal(raised) - lowered;
 }
 
-// Replaces the logits of a column of vectors by exponentials, and sums.
-template <bool kLogits, class C, class V = vec_t<C>>
-EM_INLINE PairSums<V> sum_pair(std::int64_t K, const V& m, const V& m_target, C scale,
-                               C scale_target, C* tile, C* tile_target) {
+// Replaces the logits of column v of both tiles by exponentials, and sums.
+template <bool kLogits, class T, class C = compute_t<T>, class V = vec_t<C>>
+EM_INLINE PairSums<V> sum_pair(TileReader<T, false>& prediction, TileReader<T, false>& target,
+                               int v, C scale, C scale_target) {
   constexpr int W = kTile<C>;
+  C* column = prediction.tile + v * Vec<C>::lanes;
+  C* column_target = target.tile + v * Vec<C>::lanes;
   PairSums<V> sums;
-  for (std::int64_t k = 0; k < K; ++k) {
-    const V t = load(tile + k * W) - m;
+  for (std::int64_t k = 0; k < prediction.K; ++k) {
+    const V t = prediction.take(k, v) - prediction.m[v];
     const V e = exp2_scaled(t, scale);
     sums.Z += e;
     sums.s += e * t;
-    store(tile + k * W, e);
-    V p = load(tile_target + k * W);
+    store(column + k * W, e);
+    V p = target.take(k, v);
     if constexpr (kLogits) {
-      const V t_target = p - m_target;
+      const V t_target = p - target.m[v];
       p = exp2_scaled(t_target, scale_target);
       sums.s_target += p * t_target;
-      store(tile_target + k * W, p);
+      store(column_target + k * W, p);
     } else {
       sums.s_target += p * log_given(p);
     }
@@ -58,11 +60,10 @@ void divergence_chunk(const DivergenceJob& job, std::int64_t begin, std::int64_t
   constexpr int W = kTile<C>;
   constexpr int lanes = Vec<C>::lanes;
   const std::int64_t K = job.K;
-  const PixelsIn &from = job.prediction, &from_target = job.target;
   const C inv_t = job.inv_temperature, inv_target = job.inv_target_temperature;
   const C scale = job.inv_temperature * kLog2e, scale_target = job.inv_target_temperature * kLog2e;
-  C* tile = scratch;
-  C* tile_target = scratch + K * W;
+  TileReader<T, false> prediction(job.prediction, K, scratch);
+  TileReader<T, false> target(job.target, K, scratch + K * W);
   C* marginals = scratch + 2 * K * W;  // of both, in turn
   V cross{}, entropy{}, entropy_target{};
   for (std::int64_t i = 0; i < 2 * K * lanes; ++i) marginals[i] = 0;
@@ -70,27 +71,16 @@ void divergence_chunk(const DivergenceJob& job, std::int64_t begin, std::int64_t
   int unflushed = 0;
   for (std::int64_t pixel = begin; pixel < end;) {
     const Place at = find_place(pixel, end, job.S, W);
-    const T* x = static_cast<const T*>(from.data) + at.b * from.sb + at.s * from.sp;
-    const T* y = static_cast<const T*>(from_target.data) + at.b * from_target.sb +
-                 at.s * from_target.sp;
-    V m[kVectors], m_target[kVectors];
-    read_tile(x, K, from.sk, from.sp, at.n, tile, m);
-    read_tile(y, K, from_target.sk, from_target.sp, at.n, tile_target, m_target);
-    if (at.follow > 0) {
-      for (std::int64_t k = 0; k < K; ++k) {
-        prefetch_row(x + W * from.sp + k * from.sk);
-        prefetch_row(y + W * from_target.sp + k * from_target.sk);
-      }
-    }
+    prediction.start(at);
+    target.start(at);
     mask_t<C> counted[kVectors];
     sums[3] += read_counted<C>(at.n, job.mask == nullptr ? nullptr : job.mask + pixel, counted);
     pixel += at.n;
 
     for (int v = 0; v < kVectors; ++v) {
-      C* column = tile + v * lanes;
-      C* column_target = tile_target + v * lanes;
-      const PairSums<V> pair =
-          sum_pair<kLogits>(K, m[v], m_target[v], scale, scale_target, column, column_target);
+      const PairSums<V> pair = sum_pair<kLogits>(prediction, target, v, scale, scale_target);
+      const C* column = prediction.tile + v * lanes;
+      const C* column_target = target.tile + v * lanes;
       const V inv_Z = C(1) / pair.Z;
       const V inv_target_Z = kLogits ? C(1) / pair.Z_target : V{} + C(1);
       const V log_Z = log_normal(pair.Z);
@@ -139,35 +129,26 @@ void divergence_grad_chunk(const DivergenceGradJob& job, std::int64_t begin, std
   constexpr int lanes = Vec<C>::lanes;
   const DivergenceJob& in = job.in;
   const std::int64_t K = in.K;
-  const PixelsIn &from = in.prediction, &from_target = in.target;
   const PixelsOut &out = job.prediction, &out_target = job.target;
   const C inv_t = in.inv_temperature, inv_target = in.inv_target_temperature;
   const C scale = in.inv_temperature * kLog2e, scale_target = in.inv_target_temperature * kLog2e;
   const C a = job.entropy * in.inv_temperature, c = job.cross_entropy * in.inv_temperature;
   const C a_target = kLogits ? job.target_entropy * in.inv_target_temperature : job.target_entropy;
-  C* tile = scratch;  // logits, then e·(b − a·t/τ)
-  C* tile_e = scratch + K * W;
-  C* tile_target = scratch + 2 * K * W;  // logits or p, then the target's bracket
-  C* tile_p = scratch + 3 * K * W;       // e′
+  TileReader<T, false> prediction(in.prediction, K, scratch);
+  TileReader<T, false> target(in.target, K, scratch + K * W);
+  C* tile_e = scratch + 2 * K * W;
+  C* tile_p = scratch + 3 * K * W;  // e′
 
   for (std::int64_t pixel = begin; pixel < end;) {
     const Place at = find_place(pixel, end, in.S, W);
-    const T* x = static_cast<const T*>(from.data) + at.b * from.sb + at.s * from.sp;
-    const T* y = static_cast<const T*>(from_target.data) + at.b * from_target.sb +
-                 at.s * from_target.sp;
     const C* b = static_cast<const C*>(job.marginal) + at.b * job.marginal_sb;
     const C* b_target = static_cast<const C*>(job.target_marginal) + at.b * job.marginal_sb;
     T* to = static_cast<T*>(out.data) + at.b * out.sb + at.s * out.sp;
     T* to_target = static_cast<T*>(out_target.data) + at.b * out_target.sb + at.s * out_target.sp;
-    V m[kVectors], m_target[kVectors];
-    read_tile(x, K, from.sk, from.sp, at.n, tile, m);
-    read_tile(y, K, from_target.sk, from_target.sp, at.n, tile_target, m_target);
-    if (at.follow > 0) {
-      for (std::int64_t k = 0; k < K; ++k) {
-        prefetch_row(x + W * from.sp + k * from.sk);
-        prefetch_row(y + W * from_target.sp + k * from_target.sk);
-      }
-    }
+    prediction.start(at);
+    target.start(at);
+    C* tile = prediction.tile;     // then e·(b − a·t/τ)
+    C* tile_target = target.tile;  // then the target's bracket
     mask_t<C> counted[kVectors];
     read_counted<C>(at.n, in.mask == nullptr ? nullptr : in.mask + pixel, counted);
     pixel += at.n;
@@ -178,16 +159,16 @@ void divergence_grad_chunk(const DivergenceGradJob& job, std::int64_t begin, std
       V Z{}, sum{}, Z_target{}, sum_target{};
       for (std::int64_t k = 0; k < K; ++k) {
         const std::int64_t i = k * W + v * lanes;
-        const V t = load(tile + i) - m[v];
+        const V t = prediction.take(k, v) - prediction.m[v];
         const V e = exp2_scaled(t, scale);
         const V w = e * (b[k] - a * t);
         Z += e;
         sum += w;
         store(tile_e + i, e);
         store(tile + i, w);
-        V p = load(tile_target + i);
+        V p = target.take(k, v);
         if constexpr (kLogits) {
-          const V t_target = p - m_target[v];
+          const V t_target = p - target.m[v];
           p = exp2_scaled(t_target, scale_target);
           const V bracket = b_target[k] - a_target * t_target - c * t;
           sum_target += p * bracket;
@@ -224,7 +205,6 @@ void divergence_grad_chunk(const DivergenceGradJob& job, std::int64_t begin, std
                   row_target);
     }
   }
-  if (out.past_cache || out_target.past_cache) fence_streams();
 }
 
 }  // namespace em::EM_ISA

@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> entropy_forward(const Tensor& logits,
   std::optional<Tensor> probabilities;
   if (with_probabilities) {
     probabilities = torch::stable::empty_like(logits);
-    hint_huge_pages(*probabilities);
+    claim_pages(*probabilities);
   }
   entropy_sums(logits, mask, temperature, per_sample, entropy, marginal, count, probabilities);
   return {entropy, marginal, count,
@@ -126,7 +126,7 @@ Tensor entropy_backward(const Tensor& grad_entropy, const Tensor& grad_marginal,
                         const std::optional<Tensor>& grad_probabilities, const Tensor& logits,
                         const std::optional<Tensor>& mask, double temperature, bool per_sample) {
   const Tensor grad = torch::stable::empty_like(logits);
-  hint_huge_pages(grad);
+  claim_pages(grad);
   entropy_gradient(grad_entropy, grad_marginal, grad_probabilities, logits, mask, temperature,
                    per_sample, grad);
   return grad;

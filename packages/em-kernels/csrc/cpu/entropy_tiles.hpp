@@ -15,38 +15,28 @@ void entropy_chunk(const EntropyJob& job, std::int64_t begin, std::int64_t end, 
   using V = vec_t<C>;
   constexpr int W = kTile<C>;
   constexpr int lanes = Vec<C>::lanes;
-  const std::int64_t K = job.K, sk = job.logits.sk, sp = job.logits.sp;
+  const std::int64_t K = job.K;
   const C inv_t = job.inv_temperature;
   const C scale = job.inv_temperature * kLog2e;
-  C* tile = scratch;
-  C* tile_ahead = scratch + K * W;
+  TileReader<T> logits(job.logits, K, scratch);
   C* marginal = scratch + 2 * K * W;
-  V m[kVectors], m_ahead[kVectors] = {};
-  bool read = false;
   V entropy{};
   for (std::int64_t i = 0; i < K * lanes; ++i) marginal[i] = 0;
 
   int unflushed = 0;
   for (std::int64_t pixel = begin; pixel < end;) {
     const Place at = find_place(pixel, end, job.S, W);
-    const T* x = static_cast<const T*>(job.logits.data) + at.b * job.logits.sb + at.s * sp;
     const bool* mask = job.mask == nullptr ? nullptr : job.mask + pixel;
     const bool all = at.n == W && mask == nullptr;
     pixel += at.n;
 
     V Z[kVectors], S[kVectors];
-    if (!read) read_tile(x, K, sk, sp, at.n, tile, m);
-    const bool ahead = at.follow > 0 && sp == 1;
-    const T* soon = x + (ahead && at.follow > 1 ? 2 * W : 0);
-    if (ahead) first_row(x + W, m_ahead);
+    logits.start(at);
+    C* tile = logits.tile;
     for (int v = 0; v < kVectors; ++v) Z[v] = S[v] = V{};
     for (std::int64_t k = 0; k < K; ++k) {
-      if (ahead) {
-        prefetch_row(soon + k * sk);
-        copy_row(x + W + k * sk, tile_ahead + k * W, m_ahead);
-      }
       for (int v = 0; v < kVectors; ++v) {
-        const V t = load(tile + k * W + v * lanes) - m[v];
+        const V t = logits.take(k, v) - logits.m[v];
         const V e = exp2_scaled(t, scale);
         Z[v] += e;
         S[v] += e * t;
@@ -76,11 +66,6 @@ void entropy_chunk(const EntropyJob& job, std::int64_t begin, std::int64_t end, 
       store(marginal + k * lanes, load(marginal + k * lanes) + sum);
       if (out.data != nullptr) write_row(to + k * out.sk, out.sp, at.n, past_cache, p);
     }
-    read = ahead;
-    if (ahead) {
-      std::swap(tile, tile_ahead);
-      std::copy(m_ahead, m_ahead + kVectors, m);
-    }
     if (++unflushed == kTilesPerFlush || pixel == end) {
       sums[0] += lane_sum(entropy);
       entropy = V{};
@@ -91,7 +76,6 @@ void entropy_chunk(const EntropyJob& job, std::int64_t begin, std::int64_t end, 
       unflushed = 0;
     }
   }
-  if (job.probabilities.past_cache) fence_streams();
 }
 
 // Writes the gradient of pixels [begin, end). scratch: 3·K·tile
@@ -102,22 +86,18 @@ void entropy_grad_chunk(const EntropyGradJob& job, std::int64_t begin, std::int6
   using V = vec_t<C>;
   constexpr int W = kTile<C>;
   constexpr int lanes = Vec<C>::lanes;
-  const std::int64_t K = job.K, sk = job.logits.sk, sp = job.logits.sp;
+  const std::int64_t K = job.K;
   const C inv_t = job.inv_temperature;
   const C scale = job.inv_temperature * kLog2e;
   const C a = job.grad_entropy * job.inv_temperature;
   const PixelsIn& given = job.grad_probabilities;
   const PixelsOut& out = job.grad;
-  C* tile = scratch;  // logits, then w
-  C* tile_ahead = scratch + K * W;
+  TileReader<T> logits(job.logits, K, scratch);
   C* tile_e = scratch + 2 * K * W;
   C* tile_g = scratch + 3 * K * W;  // gradient of the probabilities
-  V m[kVectors], m_ahead[kVectors] = {};
-  bool read = false;
 
   for (std::int64_t pixel = begin; pixel < end;) {
     const Place at = find_place(pixel, end, job.S, W);
-    const T* x = static_cast<const T*>(job.logits.data) + at.b * job.logits.sb + at.s * sp;
     const bool* mask = job.mask == nullptr ? nullptr : job.mask + pixel;
     const C* b = static_cast<const C*>(job.grad_marginal) + at.b * job.grad_marginal_sb;
     T* to = static_cast<T*>(out.data) + at.b * out.sb + at.s * out.sp;
@@ -125,18 +105,12 @@ void entropy_grad_chunk(const EntropyGradJob& job, std::int64_t begin, std::int6
     pixel += at.n;
 
     V Z[kVectors], sum[kVectors];
-    if (!read) read_tile(x, K, sk, sp, at.n, tile, m);
-    const bool ahead = at.follow > 0 && sp == 1;
-    const T* soon = x + (ahead && at.follow > 1 ? 2 * W : 0);
-    if (ahead) first_row(x + W, m_ahead);
+    logits.start(at);
+    C* tile = logits.tile;  // then w
     for (int v = 0; v < kVectors; ++v) Z[v] = sum[v] = V{};
     for (std::int64_t k = 0; k < K; ++k) {
-      if (ahead) {
-        prefetch_row(soon + k * sk);
-        copy_row(x + W + k * sk, tile_ahead + k * W, m_ahead);
-      }
       for (int v = 0; v < kVectors; ++v) {
-        const V t = load(tile + k * W + v * lanes) - m[v];
+        const V t = logits.take(k, v) - logits.m[v];
         const V e = exp2_scaled(t, scale);
         const V w = e * (b[k] - a * t);
         Z[v] += e;
@@ -187,13 +161,7 @@ void entropy_grad_chunk(const EntropyGradJob& job, std::int64_t begin, std::int6
         write_row(to + k * out.sk, out.sp, at.n, past_cache, row);
       }
     }
-    read = ahead;
-    if (ahead) {
-      std::swap(tile, tile_ahead);
-      std::copy(m_ahead, m_ahead + kVectors, m);
-    }
   }
-  if (out.past_cache) fence_streams();
 }
 
 }  // namespace em::EM_ISA

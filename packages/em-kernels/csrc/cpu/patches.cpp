@@ -62,7 +62,7 @@ static void for_each_token_run(const Patches& at, const F& f) {
   const std::int64_t D = at.values();
   std::int64_t longest = 1;
   if (at.tokens == nullptr)
-    longest = std::clamp<std::int64_t>(kRunValues / D, 1, at.across());
+    longest = std::clamp<std::int64_t>(kRunValues / D / 2 * 2, 1, at.across());  // pairs
   const std::int64_t runs = (at.across() + longest - 1) / longest;  // per row of tokens
   const std::int64_t rows = at.tokens == nullptr ? at.all() / at.across() : at.V;
   const std::int64_t per_row = at.tokens == nullptr ? runs : 1;
@@ -80,6 +80,7 @@ static void for_each_token_run(const Patches& at, const F& f) {
           const std::int64_t token = at.tokens == nullptr ? slot % at.V : at.tokens[slot];
           f(slot, token, count, scratch.data(), values);
         }
+        fence_streams();
       });
 }
 
@@ -112,7 +113,7 @@ Tensor patchify(const Tensor& volume, const std::optional<Tensor>& tokens, const
                 double scale, double shift, bool channels_last, ScalarType dtype) {
   const Patches at = describe(volume, tokens, patch, channels_last);
   const Tensor out = new_tensor(volume, {at.B, at.V, at.values()}, dtype);
-  hint_huge_pages(out);
+  claim_pages(out);
   patchify_out(volume, tokens, patch, scale, shift, channels_last, out);
   return out;
 }
@@ -148,7 +149,7 @@ Tensor unpatchify(const Tensor& patches, const std::optional<Tensor>& tokens,
                   const Numbers& patch, const Numbers& size, bool channels_last) {
   const Tensor volume = new_tensor(
       patches, {patches.size(0), size[0], size[1], size[2], size[3]}, patches.scalar_type());
-  hint_huge_pages(volume);
+  claim_pages(volume);
   unpatchify_out(patches, tokens, patch, channels_last, volume);
   return volume;
 }
@@ -166,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> patch_targets(const Tensor& volume_any,
   const Tensor out = new_tensor(volume, {at.B, at.V, D}, dtype);
   const Tensor mean = new_tensor(volume, {at.B, at.V}, sum_type(out));
   const Tensor variance = new_tensor(volume, {at.B, at.V}, sum_type(out));
-  hint_huge_pages(out);
+  claim_pages(out);
   const bool past_cache = goes_past_cache(out);
   std::vector<double> means(at.B * at.V), variances(at.B * at.V);
   const Isa isa = isa_in_use();
@@ -231,7 +232,7 @@ Tensor reconstruction_backward(const Tensor& grad, const Tensor& prediction_any,
   const Patches at = describe(volume, tokens, patch, channels_last);
   const std::int64_t D = at.values();
   const Tensor out = torch::stable::empty_like(prediction);
-  hint_huge_pages(out);
+  claim_pages(out);
   const bool past_cache = goes_past_cache(out);
   const double factor = 2 * get_number(grad);
   const Isa isa = isa_in_use();

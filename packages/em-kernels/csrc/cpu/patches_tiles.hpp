@@ -78,10 +78,158 @@ EM_INLINE void prefetch(const T* x, std::int64_t n) {
     __builtin_prefetch(bytes + i, 0, 1);
 }
 
+// --- float32 patches of whole cache lines ------------------------------------------------------
+//
+// 16 values are a line: two rows of 8 voxels of one token, or a part of one longer row. Lines are
+// moved whole, with few branches: short loops of unknown length are predicted badly on a busy
+// machine, and then cost more than the memory.
+
+template <bool kStream>
+EM_INLINE void put(float* to, f32 v) {
+  if constexpr (kStream) {
+    stream(to, v);
+  } else {
+    store(to, v);
+  }
+}
+
+template <bool kScaled, class T>
+EM_INLINE f32 load_scaled(const T* from, float scale, float shift) {
+  return kScaled ? load(from) * scale + shift : load(from);
+}
+
+template <class T>
+EM_INLINE void prefetch_line(const T* x) {
+  __builtin_prefetch(x, 0, 1);
+}
+
+// Two pieces of 8 at `from` and two a step further become the first pieces of both, then the
+// second: rows of two tokens into tokens of two rows, and the other way.
+template <bool kStream, bool kScaled, class T>
+EM_INLINE void turn_block(const T* from, std::int64_t from_step, float scale, float shift,
+                          float* to, std::int64_t to_step) {
+#if EM_LANES == 16
+  const __m512 a = load_scaled<kScaled>(from, scale, shift);
+  const __m512 b = load_scaled<kScaled>(from + from_step, scale, shift);
+  put<kStream>(to, _mm512_shuffle_f32x4(a, b, 0x44));
+  put<kStream>(to + to_step, _mm512_shuffle_f32x4(a, b, 0xee));
+#else
+  for (int i = 0; i < 2; ++i)
+    for (int j = 0; j < 2; ++j)
+      for (int x = 0; x < 8; x += EM_LANES)
+        put<kStream>(to + i * to_step + j * 8 + x,
+                     load_scaled<kScaled>(from + j * from_step + i * 8 + x, scale, shift));
+#endif
+}
+
+template <bool kStream, bool kScaled, class T>
+EM_INLINE void move_line(const T* from, float scale, float shift, float* to) {
+  for (int x = 0; x < 16; x += EM_LANES)
+    put<kStream>(to + x, load_scaled<kScaled>(from + x, scale, shift));
+}
+
+// How many of `count` neighbouring tokens are whole lines, for themselves or in pairs.
+EM_INLINE std::int64_t count_lined(const Patches& at, std::int64_t count) {
+  if (at.channels_last) return 0;
+  return at.px % 16 == 0 ? count : at.px == 8 && at.py % 2 == 0 ? count / 2 * 2 : 0;
+}
+
+// Whether every row of the volume starts on a line where this one does.
+EM_INLINE bool on_lines(const Patches& at, const float* corner) {
+  return (at.sc | at.sz | at.sy) % 16 == 0 && reinterpret_cast<std::uintptr_t>(corner) % 64 == 0;
+}
+
+template <bool kStream, bool kScaled, class T>
+EM_INLINE void cut_lines_scaled(const Patches& at, const T* corner, std::int64_t count,
+                                Affine affine, float* out) {
+  const std::int64_t D = at.values();
+  const float scale = affine.scale, shift = affine.shift;
+  for (std::int64_t c = 0; c < at.C; ++c) {
+    for (std::int64_t z = 0; z < at.pz; ++z, out += at.py * at.px) {
+      const T* from = corner + c * at.sc + z * at.sz;
+      // The next slice of these patches, or the first of the patches below, lies on another page,
+      // where the processor does not look ahead by itself.
+      const std::int64_t next = z + 1 < at.pz ? at.sz : at.py * at.sy - z * at.sz;
+      if (at.px == 8) {
+        for (std::int64_t y = 0; y < at.py; y += 2, from += 2 * at.sy) {
+          for (std::int64_t t = 0; t < count; t += 2) {
+            const T* block = from + t * 8;
+            prefetch_line(block + next);
+            prefetch_line(block + next + at.sy);
+            turn_block<kStream, kScaled>(block, at.sy, scale, shift, out + t * D + y * 8, D);
+          }
+        }
+      } else {
+        for (std::int64_t y = 0; y < at.py; ++y, from += at.sy) {
+          for (std::int64_t t = 0; t < count; ++t) {
+            const T* row = from + t * at.px;
+            for (std::int64_t x = 0; x < at.px; x += 16) {
+              prefetch_line(row + next + x);
+              move_line<kStream, kScaled>(row + x, scale, shift, out + t * D + y * at.px + x);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Cuts the first tokens of a run into out[count][D]; returns how many: those that are whole lines.
+template <bool kStream, class T>
+EM_INLINE std::int64_t cut_lines(const Patches& at, const T* corner, std::int64_t count,
+                                 Affine affine, float* out) {
+  count = count_lined(at, count);
+  if (count == 0) return 0;
+  if (affine.scale == 1 && affine.shift == 0) {
+    cut_lines_scaled<kStream, false>(at, corner, count, affine, out);
+  } else {
+    cut_lines_scaled<kStream, true>(at, corner, count, affine, out);
+  }
+  return count;
+}
+
+// Puts the first tokens of patches[count][D] into the volume; returns how many.
+template <bool kStream>
+EM_INLINE std::int64_t join_lines(const Patches& at, const float* patches, std::int64_t count,
+                                  float* corner) {
+  count = count_lined(at, count);
+  const std::int64_t D = at.values();
+  const float* ahead = patches + count * D;  // the run after this one, line by line
+  for (std::int64_t c = 0; count > 0 && c < at.C; ++c) {
+    for (std::int64_t z = 0; z < at.pz; ++z) {
+      float* to = corner + c * at.sc + z * at.sz;
+      if (at.px == 8) {
+        for (std::int64_t y = 0; y < at.py; y += 2, patches += 16, to += 2 * at.sy) {
+          for (std::int64_t t = 0; t < count; t += 2, ahead += 32) {
+            prefetch_line(ahead);
+            prefetch_line(ahead + 16);
+            turn_block<kStream, false>(patches + t * D, D, 1, 0, to + t * 8, at.sy);
+          }
+        }
+      } else {
+        for (std::int64_t y = 0; y < at.py; ++y, patches += at.px, to += at.sy) {
+          for (std::int64_t t = 0; t < count; ++t) {
+            for (std::int64_t x = 0; x < at.px; x += 16, ahead += 16) {
+              prefetch_line(ahead);
+              move_line<kStream, false>(patches + t * D + x, 1, 0, to + t * at.px + x);
+            }
+          }
+        }
+      }
+    }
+  }
+  return count;
+}
+
 // Reads `count` tokens that are neighbours in x into values[count][D]; row holds count·px elements.
 template <class T, class C>
 void read_run(const Patches& at, const T* corner, std::int64_t count, Affine affine, C* row,
               C* values) {
+  if constexpr (std::is_same_v<C, float>) {
+    const std::int64_t done = cut_lines<false>(at, corner, count, affine, values);
+    corner += done * at.px, values += done * at.values(), count -= done;
+  }
+  if (count == 0) return;
   const std::int64_t D = at.values(), voxels = at.pz * at.py * at.px, n = count * at.px;
   const C scale = affine.scale, shift = affine.shift;
   [[maybe_unused]] const bool plain = scale == 1 && shift == 0;
@@ -124,76 +272,40 @@ EM_INLINE void write_values(const C* from, std::int64_t n, bool past_cache, T* t
   for (; i < n; ++i) store_one(to + i, from[i]);
 }
 
-#if EM_LANES >= 8
-// Writes float32 patches straight past the cache, a whole line of one token at a time: 16 values
-// are two rows of 8 voxels or a part of one longer row.
-template <class T>
-EM_INLINE void stream_patches(const Patches& at, const T* corner, std::int64_t count,
-                              Affine affine, float* out) {
-  const std::int64_t D = at.values(), rows = at.px == 8 ? 2 : 1;
-  const float scale = affine.scale, shift = affine.shift;
-  for (std::int64_t c = 0; c < at.C; ++c) {
-    for (std::int64_t z = 0; z < at.pz; ++z) {
-      const T* slice = corner + c * at.sc + z * at.sz;
-      const T* next = z + 1 < at.pz ? slice + at.sz : slice - z * at.sz + at.py * at.sy;
-      for (std::int64_t y = 0; y < at.py; y += rows) {
-        for (std::int64_t r = 0; r < rows; ++r) prefetch(next + (y + r) * at.sy, count * at.px);
-        for (std::int64_t t = 0; t < count; ++t) {
-          float* to = out + t * D + ((c * at.pz + z) * at.py + y) * at.px;
-          for (std::int64_t r = 0; r < rows; ++r) {
-            const T* from = slice + (y + r) * at.sy + t * at.px;
-            for (std::int64_t x = 0; x < at.px; x += 8, to += 8) {
-              _mm256_stream_ps(to, load_eight(from + x) * scale + shift);
-            }
-          }
-        }
-      }
-    }
-  }
-  fence_streams();
-}
-#endif
-
 // volume → out[count][D].
 template <class T, class U, class C = compute_t<U>>
 void patchify_run(const Patches& at, const T* corner, std::int64_t count, Affine affine, C* row,
                   C* values, bool past_cache, U* out) {
-#if EM_LANES >= 8
-  if constexpr (std::is_same_v<U, float> && (std::is_integral_v<T> || std::is_same_v<T, float>)) {
-    const bool lines = at.px % 16 == 0 || (at.px == 8 && at.py % 2 == 0);
-    if (past_cache && lines && !at.channels_last && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) {
-      stream_patches(at, corner, count, affine, out);
-      return;
+  if constexpr (std::is_same_v<U, float>) {
+    if (past_cache && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) {
+      const std::int64_t done = cut_lines<true>(at, corner, count, affine, out);
+      corner += done * at.px, out += done * at.values(), count -= done;
     }
   }
-#endif
+  if (count == 0) return;
   read_run(at, corner, count, affine, row, values);
-  // While these values are written, the voxels of the run below are fetched.
-  const std::int64_t n = count * at.px;
-  const T* below = corner + at.py * at.sy;
-  for (std::int64_t c = 0; c < at.C; ++c) {
-    for (std::int64_t z = 0; z < at.pz; ++z) {
-      for (std::int64_t y = 0; y < at.py; ++y, values += n, out += n) {
-        prefetch(below + c * at.sc + z * at.sz + y * at.sy, n);
-        write_values(values, n, past_cache, out);
-      }
-    }
-  }
-  if (past_cache) fence_streams();
+  write_values(values, count * at.values(), past_cache, out);
 }
 
 // patches[count][D] → the volume at the corner.
 template <class T, class C = compute_t<T>>
 void unpatchify_run(const Patches& at, const T* patches, std::int64_t count, C* row, C* values,
                     bool past_cache, T* corner) {
-  const std::int64_t D = at.values(), voxels = at.pz * at.py * at.px, n = count * at.px;
+  const std::int64_t D = at.values(), voxels = at.pz * at.py * at.px;
+  if constexpr (std::is_same_v<T, float>) {
+    const std::int64_t done = past_cache && on_lines(at, corner)
+                                  ? join_lines<true>(at, patches, count, corner)
+                                  : join_lines<false>(at, patches, count, corner);
+    corner += done * at.px, patches += done * D, count -= done;
+  }
+  const std::int64_t n = count * at.px;
   const C* from = values;
   if constexpr (std::is_same_v<T, C>) {
     from = patches;
   } else {
     convert_row(patches, count * D, C(1), C(0), values);
   }
-  for (std::int64_t c = 0; c < at.C; ++c) {
+  for (std::int64_t c = 0; count > 0 && c < at.C; ++c) {
     for (std::int64_t z = 0; z < at.pz; ++z) {
       for (std::int64_t y = 0; y < at.py; ++y) {
         const std::int64_t i = (z * at.py + y) * at.px;
@@ -208,7 +320,6 @@ void unpatchify_run(const Patches& at, const T* patches, std::int64_t count, C* 
       }
     }
   }
-  if (past_cache) fence_streams();
 }
 
 // Mean and variance (over D − 1) of one patch.
@@ -268,7 +379,6 @@ void target_run(const Patches& at, const T* corner, std::int64_t count, Affine a
   for (std::int64_t t = 0; t < count; ++t)
     normalize_patch(values + t * D, D, affine, eps, mean[t], variance[t]);
   write_values(values, count * D, past_cache, out);
-  if (past_cache) fence_streams();
 }
 
 // Sums of (prediction − target)² of each patch.
@@ -316,7 +426,6 @@ void error_grad_run(const Patches& at, const T* corner, std::int64_t count, Affi
   }
   for (; d < count * D; ++d) values[d] = (load_one(prediction + d) - values[d]) * factor;
   write_values(values, count * D, past_cache, out);
-  if (past_cache) fence_streams();
 }
 
 }  // namespace em::EM_ISA

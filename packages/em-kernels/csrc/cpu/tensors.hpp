@@ -1,5 +1,5 @@
-// What the CPU operators share: a dispatch over element types, chunks over threads, and the
-// huge-page hint.
+// What the CPU operators share: a dispatch over element types, chunks over threads, and the pages
+// of fresh tensors.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,16 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
+#include "isa.hpp"
 #include "layout.hpp"
 #include "storage.hpp"
+
+#if EM_WIDE_BODIES
+#include <xmmintrin.h>
+#endif
 
 namespace em {
 
@@ -43,6 +49,13 @@ constexpr std::int64_t kVectorRow = 16;
 
 inline std::int64_t count_chunks(std::int64_t pixels) { return (pixels + kChunk - 1) / kChunk; }
 
+// Makes what a thread has written past the cache visible to others.
+inline void fence_streams() {
+#if EM_WIDE_BODIES
+  _mm_sfence();
+#endif
+}
+
 // Calls f(first pixel, last pixel, scratch) for runs of chunks, over the threads of torch.
 template <class C, class F>
 void for_each_run(std::int64_t pixels, std::int64_t scratch_elements, const F& f) {
@@ -50,6 +63,7 @@ void for_each_run(std::int64_t pixels, std::int64_t scratch_elements, const F& f
       0, count_chunks(pixels), 1, [&](std::int64_t first, std::int64_t last) {
         std::vector<C> scratch(scratch_elements);
         f(first * kChunk, std::min(last * kChunk, pixels), scratch.data());
+        fence_streams();
       });
 }
 
@@ -68,6 +82,7 @@ std::vector<double> sum_chunks(std::int64_t groups, std::int64_t pixels, std::in
           f(start + begin, start + std::min(begin + kChunk, pixels), &partials[c * columns],
             scratch.data());
         }
+        fence_streams();
       });
   std::vector<double> sums(groups * columns, 0.0);
   for (std::int64_t c = 0; c < groups * chunks; ++c)
@@ -100,15 +115,26 @@ inline bool goes_past_cache(const Tensor& x) {
   return x.numel() * static_cast<std::int64_t>(x.element_size()) > bytes;
 }
 
-// Asks for huge pages for a large fresh tensor: most of the time to write one is page faults.
-inline void hint_huge_pages(const Tensor& x) {
+// Gets the pages of a large fresh tensor, huge ones and all at once: most of the time to write one
+// is page faults. Each thread gets the part that it is likely to write.
+inline void claim_pages(const Tensor& x) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t page = 2 << 20;
+  constexpr std::uintptr_t huge = 2 << 20;
   const auto begin = reinterpret_cast<std::uintptr_t>(x.data_ptr());
   const std::uintptr_t end = begin + x.numel() * x.element_size();
-  const std::uintptr_t first = (begin + page - 1) / page * page;
-  const std::uintptr_t last = end / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const std::uintptr_t first = (begin + huge - 1) / huge * huge, last = end / huge * huge;
+  if (first >= last) return;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#if defined(MADV_POPULATE_WRITE)
+  const std::uintptr_t page = sysconf(_SC_PAGESIZE);
+  const std::uintptr_t inner = (begin + page - 1) / page * page, outer = end / page * page;
+  const std::int64_t parts = (last - first) / huge + 2;  // what lies before, huge pages, the rest
+  torch::stable::parallel_for(0, parts, 8, [&](std::int64_t from, std::int64_t to) {
+    const std::uintptr_t a = from == 0 ? inner : first + (from - 1) * huge;
+    const std::uintptr_t b = to == parts ? outer : first + (to - 1) * huge;
+    madvise(reinterpret_cast<void*>(a), b - a, MADV_POPULATE_WRITE);
+  });
+#endif
 #endif
 }
 

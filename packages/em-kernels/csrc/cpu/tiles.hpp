@@ -95,12 +95,53 @@ EM_INLINE Place find_place(std::int64_t pixel, std::int64_t end, std::int64_t S,
   return {b, s, static_cast<int>(left < width ? left : width), left / width - 1};
 }
 
-// Fetches one row of a tile that is read soon, while others are computed.
-template <class T>
-EM_INLINE void prefetch_row(const T* x) {
-  constexpr int bytes = kTile<compute_t<T>> * sizeof(T);
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(x) + i, 0, 1);
-}
+// Reads the tiles of one tensor in order. While one is worked on, the next is copied and the one
+// after it is fetched into the cache, a vector with each that is computed. Without kCopies, where
+// the first cache has no room for another tile, the next one is fetched.
+template <class T, bool kCopies = true, class C = compute_t<T>>
+struct TileReader {
+  static constexpr int W = kTile<C>, lanes = Vec<C>::lanes;
+  const PixelsIn& in;
+  std::int64_t K;
+  C* tile;        // K·W
+  C* tile_ahead;  // K·W, with kCopies
+  vec_t<C> m[kVectors];  // the largest logits
+  vec_t<C> m_ahead[kVectors];
+  const T* next = nullptr;
+  const T* soon = nullptr;
+  bool ahead = false;
+
+  EM_MEMBER TileReader(const PixelsIn& in, std::int64_t K, C* scratch)
+      : in(in), K(K), tile(scratch), tile_ahead(scratch + K * W) {}
+
+  // Makes `tile` and `m` those of a place, and gets ready for the next.
+  EM_MEMBER void start(const Place& at) {
+    const T* x = static_cast<const T*>(in.data) + at.b * in.sb + at.s * in.sp;
+    if (ahead) {
+      std::swap(tile, tile_ahead);
+      for (int v = 0; v < kVectors; ++v) m[v] = m_ahead[v];
+    } else {
+      read_tile(x, K, in.sk, in.sp, at.n, tile, m);
+    }
+    const std::int64_t follow = in.sp == 1 ? at.follow : 0;
+    ahead = kCopies && follow > 0;
+    next = x + W;
+    soon = x + (kCopies ? (follow > 1 ? 2 * W : 0) : (follow > 0 ? W : 0));
+    if (ahead) first_row(next, m_ahead);
+  }
+
+  // Returns one vector of the tile, and copies and fetches its successors.
+  EM_MEMBER vec_t<C> take(std::int64_t k, int v) {
+    const std::int64_t i = k * W + v * lanes;
+    __builtin_prefetch(soon + k * in.sk + v * lanes, 0, 1);
+    if (kCopies && ahead) {
+      const vec_t<C> row = load(next + k * in.sk + v * lanes);
+      store(tile_ahead + i, row);
+      m_ahead[v] = larger(m_ahead[v], row);
+    }
+    return load(tile + i);
+  }
+};
 
 // Writes a row of n pixels: past the cache where asked, one by one where short or strided.
 template <class T, class C = compute_t<T>>

@@ -30,6 +30,7 @@ template <class C>
 using mask_t = typename Vec<C>::mask;
 
 #define EM_INLINE static inline __attribute__((always_inline))
+#define EM_MEMBER inline __attribute__((always_inline))
 
 template <class To, class From>
 EM_INLINE To bits_as(From from) {
@@ -161,12 +162,6 @@ EM_INLINE void stream(T* to, V v) {
   }
 #endif
   __builtin_memcpy(to, &packed, sizeof(packed));
-}
-
-EM_INLINE void fence_streams() {
-#if EM_WIDE_BODIES
-  _mm_sfence();
-#endif
 }
 
 // One element, through the same rounding as the vectors.

@@ -13,14 +13,16 @@ def build_info() -> dict[str, str | bool]:
     """Return the version, the instruction sets, and the state of the CUDA half.
 
     Keys: `version`; `isa_available` and `isa_in_use`, each "baseline", "avx2" or "avx512";
-    `cuda_compiled`, `cuda_loaded`; `cuda`, a sentence that says for what it was compiled or why it
-    was skipped; `built_with_torch`.
+    `cuda_compiled`, `cuda_loaded`; `cuda`, a sentence that says for what it was compiled and why it
+    was skipped, when building or here; `built_with_torch`.
     """
     from em_kernels.library import CUDA_LIBRARY, cuda_loads, load_library
 
     operators = load_library()
     record = Path(__file__).with_name("build.json")
     built = json.loads(record.read_text())
+    if CUDA_LIBRARY.exists() and not cuda_loads():
+        built["cuda"] += "; skipped here: this torch is built without CUDA"
     return {
         "version": version("em-kernels"),
         "isa_available": ISA_NAMES[operators.isa_available()],
