@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from em_data import grey_range, open_volume
+from em_data import Volume, grey_range, open_volume
 
 
 def test_the_range_is_that_of_the_values_whatever_the_type():
@@ -27,3 +27,26 @@ def test_missing_slices_dust_and_nan_do_not_count():
 def test_a_blank_volume_has_a_range_too():
     found = grey_range(open_volume(np.full((4, 8, 8), 7, np.uint8)))
     assert np.isfinite(found.unit(np.full(3, 7, np.uint8))).all()
+
+
+@pytest.mark.parametrize("chunks", [(64, 64, 64), (1, 200, 200), (200, 200, 200), (5, 33, 70)])
+def test_each_box_lies_within_one_chunk(chunks):
+    voxels = np.random.default_rng(0).integers(50, 200, (200, 200, 200), np.uint8)
+    reads = []
+
+    class Chunked:
+        shape, dtype = voxels.shape, voxels.dtype
+
+        def __getitem__(self, index):
+            reads.append(tuple((part.start, part.stop) for part in index))
+            return voxels[index]
+
+    array = Chunked()
+    array.chunks = chunks
+    found = grey_range(Volume(array=array, source="counted", format="test"))
+    assert 45 < found.low < 55 and 195 < found.high < 205
+    assert 30 < len(reads) <= 48
+    for read in reads:
+        for (start, stop), chunk in zip(read, chunks, strict=True):
+            assert start < stop and start // chunk == (stop - 1) // chunk
+    assert sum(np.prod([stop - start for start, stop in read]) for read in reads) < 8e6
