@@ -1,6 +1,7 @@
 import pytest
 import torch
-from em_models import DenseEncoder, DenseEncoderConfig
+from em_models import DenseEncoder, DenseEncoderConfig, layout
+from em_models.dense import LAYOUTS
 
 PITCHES = {1: (1,) * 6, 2: (2, 1, 1, 1, 1, 1), 4: (2, 1, 1, 2, 1, 1)}
 
@@ -16,6 +17,65 @@ def encoder():
         return model.eval()
 
     return make
+
+
+@pytest.mark.parametrize("pitch", [1, 2, 4])
+def test_the_same_weights_give_the_same_codes_at_any_pitch(encoder, pitch):
+    finer, model = encoder(code_pitch_vx=pitch), encoder()
+    finer.load_state_dict(model.state_dict())
+    assert (finer.geometry.pitch, finer.geometry.receptive_field) == (pitch, 41)
+    image = torch.randn(1, 1, 61, 70).double()
+    dense, codes = model(image, dense=True), finer(image)
+    assert codes.logits.shape[-2:] == (20 // pitch + 1, 29 // pitch + 1)
+    for a, b in zip(dense, codes, strict=True):
+        torch.testing.assert_close(a[..., ::pitch, ::pitch], b)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_see_what_their_name_says(encoder, name):
+    config = layout(name, width=0.25, classes=3)
+    model = DenseEncoder(config).double().eval()
+    field = int(name.removeprefix("rf").partition("-")[0])
+    assert config.receptive_field == field and config.classes == 3
+    assert config.channels == tuple(c // 4 for c in LAYOUTS[name].channels)
+    size = config.crop_size(3)
+    image = torch.randn(1, 1, size, size).double().requires_grad_()
+    codes = model(image)
+    assert codes.raw.shape == (1, 64, 3, 3)
+    codes.raw[0, :, 1, 2].abs().sum().backward()
+    rows, columns = image.grad[0, 0].nonzero(as_tuple=True)
+    pitch = config.pitch
+    assert (rows.min(), rows.max()) == (pitch, pitch + field - 1)
+    assert (columns.min(), columns.max()) == (2 * pitch, 2 * pitch + field - 1)
+
+
+def test_zero_padding_gives_a_code_to_every_place_and_tells_it_where(encoder):
+    model = encoder(padding="zeros")
+    geometry = model.geometry
+    assert (geometry.margin, geometry.position_free) == (0, False)
+    assert "border" in geometry.reason
+    image = torch.randn(1, 1, 113, 110).double()
+    strided, dense = model(image), model(image, dense=True)
+    assert strided.logits.shape[-2:] == (29, 28) and dense.logits.shape[-2:] == (113, 110)
+    for a, b in zip(dense, strided, strict=True):
+        torch.testing.assert_close(a[..., ::4, ::4], b)
+    # What the valid encoder cannot do: the same pixels, another code.
+    crop = model(image[..., 8:, 8:], dense=True).logits
+    assert (crop - dense.logits[..., 8:, 8:])[..., 0, 0].abs().max() > 0.1
+    valid = encoder()
+    valid.load_state_dict(model.state_dict())
+    inner = dense.logits[..., 20:-20, 20:-20]
+    torch.testing.assert_close(inner, valid(image, dense=True).logits)
+
+
+def test_linear_head_has_a_bias_and_no_norm(encoder):
+    model = encoder(head="linear")
+    assert model.bias.shape == (7,) and "embed_norm.running_mean" not in model.state_dict()
+    codes = model(torch.randn(1, 1, 61, 61).double())
+    torch.testing.assert_close(
+        codes.logits, torch.einsum("beyx,ke->bkyx", codes.raw, model.prototypes)
+    )
+    assert codes.logits.std() < 10  # softmax is not decided from the start
 
 
 @pytest.mark.parametrize("pitch", [1, 2, 4])
@@ -73,6 +133,12 @@ def test_impossible_layers_are_refused():
             DenseEncoderConfig(**{name: value})
     with pytest.raises(ValueError, match="classes is 1"):
         DenseEncoderConfig(classes=1)
+    with pytest.raises(ValueError, match="code_pitch_vx is 3; wanted a divisor of 4"):
+        DenseEncoderConfig(code_pitch_vx=3)
+    with pytest.raises(ValueError, match="padding is 'reflect'"):
+        DenseEncoderConfig(padding="reflect")
+    with pytest.raises(ValueError, match="no layout 'rf99'; there are rf41"):
+        layout("rf99")
     with pytest.raises(ValueError, match="odd"):
         DenseEncoderConfig(kernels=(4, 3, 3, 3, 3, 3))
     with pytest.raises(ValueError, match="receptive field of 41"):

@@ -3,14 +3,33 @@ import json
 import em_models
 import pytest
 import torch
-from em_models import DenseEncoder, DenseEncoderConfig, SlicePredictor, SlicePredictorConfig
+from em_models import (
+    DenseEncoder,
+    DenseEncoderConfig,
+    FilterBank,
+    FilterBankConfig,
+    Projector,
+    ProjectorConfig,
+    SlicePredictor,
+    SlicePredictorConfig,
+)
 
 
 @pytest.mark.parametrize(
     ("model", "given"),
     [
         (DenseEncoder(DenseEncoderConfig(classes=6)), torch.rand(1, 1, 61, 61)),
+        (
+            DenseEncoder(DenseEncoderConfig(head="linear", code_pitch_vx=2)),
+            torch.rand(1, 1, 61, 61),
+        ),
         (SlicePredictor(SlicePredictorConfig(classes=6)), torch.rand(1, 4, 6, 9, 9)),
+        (SlicePredictor(SlicePredictorConfig(kind="unet", classes=6)), torch.rand(1, 4, 6, 22, 22)),
+        (Projector(ProjectorConfig()), torch.rand(2, 64, 3, 3)),
+        (
+            FilterBank(FilterBankConfig(sigmas=(2.0,))).fit(torch.rand(1, 1, 30, 30)),
+            torch.rand(1, 1, 20, 20),
+        ),
     ],
 )
 def test_what_is_saved_is_loaded(tmp_path, model, given):

@@ -4,21 +4,28 @@ Each code is a function of one patch of pixels. Zero padding would tell every pi
 from the border of the crop, and a loss that can be lowered by coding *where* instead of *what* will
 be. For the same reason the only norm over pixels is batch norm, which is a constant at inference.
 
-Two ways to run the same weights: with strides, one code every `pitch` pixels (training), or with the
-strides turned into dilation, one code for every pixel (prediction). Where both have a code, it is
-the same code.
+The same weights run at any pitch: with all strides, one code every few pixels (training), or with
+strides turned into dilation, up to one code for every pixel (prediction). Where two pitches have a
+code, it is the same code.
+
+`padding="zeros"` is there to be measured against: the same layers, told where they are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from em_models.geometry import Geometry
+from em_models.head import DenseCodes, Head, check_head, read_codes
+from em_models.norm import BatchNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +41,15 @@ class DenseEncoderConfig:
     kernels: tuple[int, ...] = (5, 3, 3, 3, 3, 3)
     """Kernel size of each convolution, odd."""
     strides: tuple[int, ...] = (2, 1, 1, 2, 1, 1)
-    """Stride of each convolution; their product is the pitch of the codes, in pixels."""
+    """Stride of each convolution; without `code_pitch_vx` their product is the pitch of the codes."""
     dilations: tuple[int, ...] = (1, 1, 1, 1, 1, 2)
     """Dilation of each convolution."""
+    code_pitch_vx: int | None = None
+    """Pixels between codes. Strides beyond it spread the kernels instead: the same codes, more of them."""
+    padding: Literal["none", "zeros"] = "none"
+    """zeros: a code for every place up to the border, which then knows its distance from it."""
+    head: Head = "cosine"
+    """cosine: logits are cosines with prototypes, × sharpness. linear: a 1 × 1 convolution."""
     sharpness: float = 8.0
     """Factor on the cosine between embedding and prototypes, the inverse temperature of the codes."""
 
@@ -51,48 +64,67 @@ class DenseEncoderConfig:
         for name in ("channels", "strides", "dilations"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} are {getattr(self, name)}; wanted numbers of at least 1")
-        if self.embedding < 1:
-            raise ValueError(f"embedding is {self.embedding}; wanted at least 1 channel")
-        if not 0 < self.sharpness < math.inf:
-            raise ValueError(f"sharpness is {self.sharpness}; wanted a number > 0")
         if any(k % 2 == 0 or k < 1 for k in self.kernels):
             raise ValueError(f"kernels are {self.kernels}; wanted odd sizes")
-        if self.classes < 2:
-            raise ValueError(f"classes is {self.classes}; wanted at least 2")
+        check_head(self.classes, self.embedding, self.head, self.sharpness)
+        if self.padding not in ("none", "zeros"):
+            raise ValueError(f"padding is {self.padding!r}; wanted none or zeros")
+        strides = self.pitches[-1]
+        if self.code_pitch_vx is not None and (
+            self.code_pitch_vx < 1 or strides % self.code_pitch_vx
+        ):
+            raise ValueError(
+                f"code_pitch_vx is {self.code_pitch_vx}; wanted a divisor of {strides}, the product "
+                "of the strides"
+            )
 
     @property
     def pitches(self) -> tuple[int, ...]:
-        """Pixels between neighbouring outputs of each convolution."""
+        """Pixels between neighbouring outputs of each convolution, if all strides are taken."""
         return tuple(itertools.accumulate(self.strides, int.__mul__))
 
     @property
-    def margins(self) -> tuple[int, ...]:
-        """Pixels that each border has lost after each convolution.
+    def reaches(self) -> tuple[int, ...]:
+        """Pixels that an output of each convolution sees on every side.
 
         Each grows by a multiple of the pitch before it, so every layer has an output in the centre
         of every later one.
         """
         before = (1, *self.pitches[:-1])
-        lost = (
+        grown = (
             pitch * dilation * (kernel // 2)
             for pitch, dilation, kernel in zip(before, self.dilations, self.kernels, strict=True)
         )
-        return tuple(itertools.accumulate(lost))
+        return tuple(itertools.accumulate(grown))
 
     @property
     def pitch(self) -> int:
         """Pixels between neighbouring codes when run with strides."""
-        return self.pitches[-1]
+        return self.code_pitch_vx or self.pitches[-1]
 
     @property
     def margin(self) -> int:
         """Pixels at each border of the input that get no code."""
-        return self.margins[-1]
+        return 0 if self.padding == "zeros" else self.reaches[-1]
 
     @property
     def receptive_field(self) -> int:
         """Side of the patch that a code depends on, in pixels."""
-        return 2 * self.margin + 1
+        return 2 * self.reaches[-1] + 1
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the codes lie in the image, and whether they can know where."""
+        free = self.padding == "none"
+        return Geometry(
+            pitch=self.pitch,
+            receptive_field=self.receptive_field,
+            trimmed=2 * self.margin,
+            position_free=free,
+            reason=f"valid convolutions: a code is a function of its {self.receptive_field} px patch"
+            if free
+            else "zero padding tells a code how far it is from the border",
+        )
 
     def crop_size(self, codes: int) -> int:
         """Pixels that give `codes` codes along one axis.
@@ -100,14 +132,38 @@ class DenseEncoderConfig:
         >>> DenseEncoderConfig().crop_size(19)
         113
         """
-        return self.receptive_field + (codes - 1) * self.pitch
+        return self.geometry.crop_size(codes)
 
 
-class DenseCodes(NamedTuple):
-    """What an encoder says about every place."""
+LAYOUTS = {
+    "rf41": DenseEncoderConfig(),
+    "rf25": DenseEncoderConfig(
+        channels=(16, 32, 32, 64, 64),
+        kernels=(5, 3, 3, 3, 3),
+        strides=(2, 1, 1, 2, 1),
+        dilations=(1, 1, 1, 1, 1),
+    ),
+    "rf73": DenseEncoderConfig(
+        channels=(16, 32, 32, 64, 64, 64, 64),
+        kernels=(5, 3, 3, 3, 3, 3, 3),
+        strides=(2, 1, 1, 2, 1, 1, 1),
+        dilations=(1, 1, 1, 1, 1, 2, 4),
+    ),
+    # The first layer at full resolution, where membranes are a few pixels wide.
+    "rf41-fine": DenseEncoderConfig(strides=(1, 2, 1, 2, 1, 1), dilations=(1, 2, 1, 1, 1, 2)),
+}
 
-    logits: Tensor  # (B, K, Y', X')
-    embedding: Tensor  # (B, E, Y', X'), unit length
+
+def layout(name: str, *, width: float = 1.0, **changes: Any) -> DenseEncoderConfig:
+    """A configuration by the side of its receptive field, `width` times as many channels.
+
+    >>> layout("rf73", width=2, classes=20).receptive_field
+    73
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"no layout {name!r}; there are {', '.join(LAYOUTS)}")
+    channels = tuple(max(1, round(width * c)) for c in LAYOUTS[name].channels)
+    return dataclasses.replace(LAYOUTS[name], **{"channels": channels, **changes})
 
 
 class DenseEncoder(nn.Module):
@@ -130,7 +186,7 @@ class DenseEncoder(nn.Module):
             nn.Conv2d(i, o, k, bias=False)
             for i, o, k in zip(inputs, config.channels, config.kernels, strict=True)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in config.channels)
+        self.norms = nn.ModuleList(BatchNorm(channels) for channels in config.channels)
         # The last layer at each pitch is seen by the embedding: fine and coarse context together.
         self.taps = [
             i
@@ -139,39 +195,41 @@ class DenseEncoder(nn.Module):
         ]
         tapped = sum(config.channels[i] for i in self.taps)
         self.embed = nn.Conv2d(tapped, config.embedding, 1, bias=False)
+        linear = config.head == "linear"
         # No affine parameters: a free scale would let one direction take over all prototypes.
-        self.embed_norm = nn.BatchNorm2d(config.embedding, affine=False)
-        self.prototypes = nn.Parameter(torch.randn(config.classes, config.embedding))
+        self.embed_norm = nn.Identity() if linear else BatchNorm(config.embedding, affine=False)
+        scale = config.embedding**-0.5 if linear else 1  # logits of order 1 to begin with
+        self.prototypes = nn.Parameter(scale * torch.randn(config.classes, config.embedding))
+        self.bias = nn.Parameter(torch.zeros(config.classes)) if linear else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the codes lie in the image, and whether they can know where."""
+        return self.config.geometry
 
     def forward(self, image: Tensor, dense: bool = False) -> DenseCodes:
         """Codes of (B, 1, Y, X), one every `pitch` pixels, or one per pixel with `dense`.
 
         The code at (i, j) belongs to input pixel (margin + i·step, margin + j·step).
         """
-        config = self.config
-        if min(image.shape[-2:]) < config.receptive_field:
-            raise ValueError(
-                f"image of {tuple(image.shape[-2:])} px is smaller than the receptive field of "
-                f"{config.receptive_field} px; give a larger crop"
-            )
+        config, geometry = self.config, self.config.geometry
+        geometry.check(image.shape[-2:])
         out = 1 if dense else config.pitch
-        size = [(n - config.receptive_field) // out + 1 for n in image.shape[-2:]]  # (Y', X')
-        x, tapped, pitch = image, [], 1
+        size = [geometry.codes(n, out) for n in image.shape[-2:]]  # (Y', X')
+        x, tapped, pitch, step = image, [], 1, 1  # step: pixels between neighbours of x
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             kernel: Any = convolution.weight
-            # Dense: strides not taken so far spread the kernel, so that it meets the same pixels.
-            stride, spread = (1, pitch) if dense else (config.strides[i], 1)
-            dilation = config.dilations[i] * spread
-            x = F.relu(norm(F.conv2d(x, kernel, stride=stride, dilation=dilation)))
-            pitch *= config.strides[i]
+            # Strides not taken so far spread the kernel, so that it meets the same pixels.
+            dilation = config.dilations[i] * pitch // step
+            pitch, before, step = config.pitches[i], step, math.gcd(config.pitches[i], out)
+            pad = dilation * (config.kernels[i] // 2) if config.padding == "zeros" else 0
+            x = F.conv2d(x, kernel, stride=step // before, padding=pad, dilation=dilation)
+            x = F.relu(norm(x))
             if i in self.taps:
-                step = 1 if dense else pitch  # pixels between neighbours of x
-                tapped.append(
-                    _at_output(x, (config.margin - config.margins[i]) // step, out // step, size)
-                )
-        embedding = F.normalize(self.embed_norm(self.embed(torch.cat(tapped, 1))), dim=1)
-        prototypes = F.normalize(self.prototypes, dim=1)[..., None, None]  # (K, E, 1, 1)
-        return DenseCodes(config.sharpness * F.conv2d(embedding, prototypes), embedding)
+                lost = 0 if config.padding == "zeros" else config.reaches[i]
+                tapped.append(_at_output(x, (config.margin - lost) // step, out // step, size))
+        raw = self.embed_norm(self.embed(torch.cat(tapped, 1)))
+        return read_codes(raw, self.prototypes, sharpness=config.sharpness, bias=self.bias)
 
 
 def _at_output(features: Tensor, first: int, step: int, size: list[int]) -> Tensor:

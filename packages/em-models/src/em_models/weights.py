@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from em_models.dense import DenseEncoder
+from em_models.filter_bank import FilterBank
+from em_models.mae import Mae
 from em_models.predictor import SlicePredictor
+from em_models.projector import Projector
+from em_models.timm_encoder import TimmEncoder
+from em_models.unet import UNet
+from em_models.unet3d import UNet3d
+from em_models.vit3d import Vit3d
 
 FORMAT = 1
-MODELS: dict[str, Any] = {"DenseEncoder": DenseEncoder, "SlicePredictor": SlicePredictor}
+MODELS: dict[str, Any] = {
+    "DenseEncoder": DenseEncoder,
+    "FilterBank": FilterBank,
+    "Mae": Mae,
+    "Projector": Projector,
+    "SlicePredictor": SlicePredictor,
+    "TimmEncoder": TimmEncoder,
+    "UNet": UNet,
+    "UNet3d": UNet3d,
+    "Vit3d": Vit3d,
+}
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
@@ -57,11 +75,7 @@ def load(folder: str | Path) -> nn.Module:
             f"{described.get('format')!r}; this version reads {', '.join(MODELS)} in format {FORMAT}"
         )
     cls = MODELS[described["class"]]
-    settings = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in described["config"].items()
-    }
-    model: nn.Module = cls(cls.Config(**settings))
+    model: nn.Module = cls(_config(cls.Config, described["config"]))
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except SafetensorError as error:
@@ -69,3 +83,15 @@ def load(folder: str | Path) -> nn.Module:
             f"{folder}/model.safetensors is damaged ({error}); copy it again"
         ) from error
     return model.eval()
+
+
+def _config(cls: Any, described: dict[str, Any]) -> Any:
+    """A configuration from JSON, which knows neither tuples nor classes."""
+    kinds = typing.get_type_hints(cls)
+    settings: dict[str, Any] = {}
+    for key, value in described.items():
+        if isinstance(value, dict):
+            choices = (kinds[key], *typing.get_args(kinds[key]))
+            value = _config(next(c for c in choices if dataclasses.is_dataclass(c)), value)
+        settings[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**settings)
