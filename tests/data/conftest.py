@@ -48,6 +48,10 @@ class RangeHandler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[start:stop])
 
+    def end_headers(self):
+        self.send_header("Access-Control-Allow-Origin", "*")  # browsers ask whether they may look
+        super().end_headers()
+
     def log_message(self, *arguments):
         pass
 
@@ -60,6 +64,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128  # connections that wait to be accepted
     ranges = True
     refusing = False
+    latency_s = 0.002  # a short way to the server
     absent = 404  # buckets that may not be listed answer 403
 
     def __init__(self, folder):
@@ -76,7 +81,7 @@ class Server(ThreadingHTTPServer):
         with self.counting:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        time.sleep(0.002)  # a short way to the server
+        time.sleep(self.latency_s)
         yield
         with self.counting:
             self.at_once -= 1

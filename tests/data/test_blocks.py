@@ -1,19 +1,20 @@
 """Block shuffle by simulation: who sees what, how often, and how far apart."""
 
-from collections import Counter, deque
+from collections import Counter
 
 import numpy as np
 import pytest
 from em_data import (
     BlockPlan,
     BlockSampler,
-    BoxError,
+    Box,
     CubeConfig,
     Key,
     PlaceSampler,
+    SplitConfig,
     choose_sampler,
+    hold_out,
     open_volume,
-    plan_blocks,
 )
 
 SHAPE, CHUNK, CROP = (40, 70, 64), (8, 16, 16), CubeConfig(size_vx=(6, 12, 12))
@@ -32,7 +33,7 @@ def keys(count, per_epoch=1000):
 def test_samples_lie_in_their_blocks_and_blocks_in_the_volume():
     draws = sampler()
     for key in keys(2000):
-        sample, block = draws(key), draws.block(draws.block_id(key))
+        sample, block = draws(key), draws.block(draws.turn(key).block_id)
         for axis in range(3):
             inner = sample.box.origin_vx[axis] - block.box.origin_vx[axis]
             assert 0 <= inner <= block.box.size_vx[axis] - sample.box.size_vx[axis]
@@ -46,11 +47,11 @@ def test_no_two_samples_of_a_batch_share_a_block_and_each_block_serves_its_share
     draws = sampler()
     served, last = Counter(), {}
     for n, key in enumerate(keys(4 * 5 * 7 * 6)):
-        block_id = draws.block_id(key)
+        block_id = draws.turn(key).block_id
         assert block_id.slot == n % 4
         assert block_id not in last, "a block came back after its last sample"
         served[block_id] += 1
-        if draws.is_last(key):
+        if draws.turn(key).is_last:
             last[block_id] = n
     complete = [block_id for block_id in last if block_id.generation > 0]
     assert complete and all(served[block_id] == 7 for block_id in complete)
@@ -58,7 +59,7 @@ def test_no_two_samples_of_a_batch_share_a_block_and_each_block_serves_its_share
 
 def test_replacements_are_spread_over_time():
     draws = sampler()
-    ends = [n // 4 for n, key in enumerate(keys(4 * 5 * 7 * 6)) if draws.is_last(key)]
+    ends = [n // 4 for n, key in enumerate(keys(4 * 5 * 7 * 6)) if draws.turn(key).is_last]
     per_round = np.bincount(np.array(ends) // 5)[1:-1]
     # 20 blocks of 7 rounds each: about 3 are replaced in every round.
     assert per_round.min() >= 2 and per_round.max() <= 4
@@ -91,7 +92,7 @@ def test_larger_volumes_are_seen_more_often():
 
 def test_positions_are_visited_in_a_new_order_every_round():
     draws = sampler(BlockPlan(chunks=(1, 1, 1), slots=1, positions=9, crops=4))
-    visits = [draws.block_id(key).position for key in keys(90)]
+    visits = [draws.turn(key).block_id.position for key in keys(90)]
     rounds = [tuple(visits[i : i + 9]) for i in range(0, 90, 9)]
     assert all(sorted(one) == list(range(9)) for one in rounds)
     assert len(set(rounds)) == len(rounds)
@@ -104,47 +105,6 @@ def test_seed_and_plan_decide_and_nothing_else():
     assert [other(key) for key in keys(100)] != first
 
 
-def near_duplicates(draws, count, warm_up, window=1024):
-    """Share of samples that overlap one of the `window` before it by more than half."""
-    size = np.array(draws.config.crop_vx)
-    recent, found = deque(maxlen=window), 0
-    for n in range(warm_up + count):
-        origin = np.array(draws(Key(0, n)).box.origin_vx)
-        if n >= warm_up:
-            apart = np.abs(np.array(recent) - origin) / size
-            found += bool((np.clip(1 - apart, 0, None).prod(1) > 0.5).any())
-        recent.append(origin)
-    return found / count
-
-
-@pytest.mark.parametrize(
-    ("crop", "bound"), [((64, 64, 64), 0.10), ((5, 256, 256), 0.13), ((8, 64, 64), 0.05)]
-)
-def test_two_gigabytes_are_random_enough(crop, bound):
-    shape, chunk, config = (4096,) * 3, (64,) * 3, CubeConfig(size_vx=crop)
-    plan, figures = plan_blocks([shape], [chunk], config, itemsize=1, budget_bytes=2**31, slots=8)
-    assert 2**30 < figures.resident_bytes <= 2**31
-    assert figures.decoded_per_served < 1.1
-    draws = BlockSampler([shape], [chunk], config, plan, seed=0, samples_per_epoch=10**9)
-    measured = near_duplicates(draws, count=1500, warm_up=1500)
-    assert measured <= bound
-    assert measured <= figures.near_duplicates + 0.03
-
-
-def test_the_expected_figures_of_a_small_budget_are_met():
-    shape, chunk, config = (1024,) * 3, (32,) * 3, CubeConfig(size_vx=(32, 32, 32))
-    plan, figures = plan_blocks([shape], [chunk], config, itemsize=1, budget_bytes=2**26, slots=4)
-    draws = BlockSampler([shape], [chunk], config, plan, seed=0, samples_per_epoch=10**9)
-    measured = near_duplicates(draws, count=1500, warm_up=3000)
-    assert measured == pytest.approx(figures.near_duplicates, abs=0.07)
-
-
-def test_a_budget_for_nothing_is_refused_with_what_it_takes():
-    config = CubeConfig(size_vx=(64, 64, 64))
-    with pytest.raises(BoxError, match="give at least 31 MiB"):
-        plan_blocks([(512,) * 3], [(64,) * 3], config, itemsize=1, budget_bytes=2**20, slots=8)
-
-
 def test_volumes_that_fit_are_sampled_independently_and_others_by_blocks():
     volume = open_volume("synthetic:shape=64x512x512")
     settings = {"seed": 0, "samples_per_epoch": 10, "slots": 2}
@@ -152,3 +112,36 @@ def test_volumes_that_fit_are_sampled_independently_and_others_by_blocks():
     assert isinstance(held, PlaceSampler)
     read = choose_sampler([volume], CROP, budget_bytes=volume.nbytes - 1, **settings)
     assert isinstance(read, BlockSampler)
+
+
+def test_coverage_is_flat_in_regions_and_follows_weights():
+    """No place is preferred, wherever the crops are confined to, and volumes come as asked."""
+    shapes, chunks = [SHAPE, (20, 40, 40)], [CHUNK, (4, 20, 20)]
+    split = hold_out(shapes, CROP, SplitConfig(z=(10, 13)))
+    plan = BlockPlan(chunks=(2, 1, 2), slots=4, positions=2, crops=1)  # a new block every time
+    settings = {"seed": 0, "samples_per_epoch": 10**6, "regions": split.training}
+    draws = BlockSampler(shapes, chunks, CROP, plan, weights=(1, 3), **settings)
+    independent = PlaceSampler(shapes, CROP, 0, regions=split.training, weights=(1, 3))
+    for sampler in (draws, independent):
+        samples = [sampler(key) for key in keys(16_000, 10**6)]
+        assert np.mean([s.volume for s in samples]) == pytest.approx(0.75, abs=0.02)
+        for volume, places in ((0, [*range(0, 2), *range(16, 35)]), (1, [0, 1])):
+            own = np.array([s.box.origin_vx for s in samples if s.volume == volume])
+            # Crops of 6 slices end before slice 7, where the gap begins, or start at slice 16.
+            assert sorted(set(own[:, 0].tolist())) == places
+            for axis in range(3):
+                counts = np.unique(own[:, axis], return_counts=True)[1]
+                expected = len(own) / len(counts)
+                statistic = ((counts - expected) ** 2 / expected).sum()
+                n = len(counts)
+                assert abs(statistic - (n - 1)) < 5 * np.sqrt(2 * n - 2)
+
+
+def test_blocks_touch_neither_what_is_held_out_nor_the_gap():
+    split = hold_out([SHAPE], CROP, SplitConfig(boxes=(Box((12, 20, 20), (5, 9, 9)),)))
+    draws = sampler(regions=split.training)
+    seen = np.zeros(SHAPE, bool)
+    for key in keys(6000):
+        seen[draws(key).box.slices] = True
+    closed = seen[12 - 3 : 17 + 3, 20 - 6 : 29 + 6, 20 - 6 : 29 + 6]
+    assert not closed.any() and seen.mean() > 0.8

@@ -1,3 +1,9 @@
+import os
+import shutil
+import signal
+import subprocess
+import threading
+
 import numpy as np
 import pytest
 from em_data import Box, BoxError, StoreExistsError, new_store, open_volume, tiles
@@ -81,3 +87,82 @@ def test_a_block_must_fit_its_box(tmp_path):
             image.write(Box((0, 0, 0), (2, 4, 4)), np.zeros((2, 4, 3), np.uint8))
         with pytest.raises(BoxError, match="exceeds"):
             image.write(Box((1, 0, 0), (2, 4, 4)), np.zeros((2, 4, 4), np.uint8))
+
+
+@pytest.fixture
+def screenshot(tmp_path):
+    """A function that shows a layer in Neuroglancer, in a real browser, and gives what one sees."""
+    neuroglancer = pytest.importorskip("neuroglancer")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium to look with; on Debian: apt install chromium")
+    browsers = []
+
+    def shoot(layer, size_nm, centre_vx):
+        viewer = neuroglancer.Viewer()
+        with viewer.txn() as state:
+            state.layers["layer"] = layer
+            state.dimensions = neuroglancer.CoordinateSpace(
+                names=["x", "y", "z"], units="nm", scales=size_nm[::-1]
+            )
+            state.position = centre_vx[::-1]
+            state.cross_section_scale = 0.5  # each voxel is two pixels wide
+            state.layout = "xy"
+            state.show_axis_lines = state.show_scale_bar = False
+            state.show_default_annotations = False
+        options = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run"]
+        options += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        options += ["--window-size=400,500", f"--user-data-dir={tmp_path / 'browser'}"]
+        browser = subprocess.Popen(
+            [chromium, *options, viewer.get_viewer_url()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # so that all of its processes can be ended
+        )
+        browsers.append(browser)
+        taken, pictures = threading.Event(), []
+        viewer.async_screenshot(lambda state: (pictures.append(state.screenshot), taken.set()))
+        assert taken.wait(120), "Neuroglancer did not show the volume in two minutes"
+        return pictures[0].image_pixels[..., :3]
+
+    yield shoot
+    for browser in browsers:
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait()
+    neuroglancer.stop()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of Neuroglancer's server
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_neuroglancer_shows_what_was_written(tmp_path, http_server, screenshot):
+    """Its client in a browser finds units, shards and channels, and draws every voxel in its place."""
+    import neuroglancer
+
+    voxels = np.empty((2, 8, 128, 128), np.uint8)
+    voxels[:, :, :, :64], voxels[:, :, :, 64:] = 40, 60
+    voxels[1] += 130
+    with new_store(tmp_path / "a.zarr") as store:
+        image = store.add_image(
+            voxels.shape[1:],
+            np.uint8,
+            (40, 8, 8),
+            origin_nm=(80, 16, 16),  # the middle of a voxel, at (2, 2, 2) of the viewer
+            channels=("membrane", "mitochondria"),
+            chunk_vx=(8, 32, 32),
+            shard_vx=(8, 128, 128),
+        )
+        image.write(Box((0, 0, 0), voxels.shape[1:]), voxels)
+    layer = neuroglancer.ImageLayer(
+        source=f"zarr3://{http_server.url}/a.zarr/",
+        shader="void main() { emitGrayscale(float(getDataValue().value) / 255.0); }",
+        opacity=1,
+        local_dimensions=neuroglancer.CoordinateSpace(names=["c'"], units="", scales=[1]),
+        local_position=[1],
+    )
+    pixels = screenshot(layer, (40, 8, 8), (6, 65.5, 65.5))  # between two voxels
+    row = pixels[len(pixels) * 3 // 4]
+    assert (row == row[:, :1]).all()  # grey
+    inside = np.flatnonzero((row[:, 0] == 170) | (row[:, 0] == 190))
+    assert len(inside) == 256 and (np.diff(inside) == 1).all()
+    assert (row[inside[:128], 0] == 170).all() and (row[inside[128:], 0] == 190).all()
+    assert abs(inside[128] - len(row) / 2) <= 1  # in the middle, where the voxels were said to be

@@ -31,7 +31,7 @@ import numpy as np
 import tensorstore
 import torch
 import zarr
-from em_data import CubeConfig, Key, PlaceSampler, choose_sampler, open_volume
+from em_data import CubeConfig, Key, PlaceSampler, choose_sampler, describe, open_volume
 from em_data.loader import Loader
 from numcodecs import Zstd
 from rich.console import Console
@@ -107,6 +107,7 @@ def measure(path: Path, name: str, budget: int, turns: int) -> list[dict[str, An
         [volume], config, seed=0, samples_per_epoch=FOREVER, slots=BATCH, budget_bytes=budget
     )
     served = 3 * budget // int(np.prod(crop))  # three turnovers
+    print(f"{name}: {describe(sampler, [volume], samples=served)}")
     few = max(BATCH, min(served, 400) // BATCH * BATCH)
     readers: dict[str, tuple[Callable[[], Iterator[np.ndarray]], int]] = {
         "ours": (lambda: block_shuffle(path, sampler), served),
@@ -135,6 +136,7 @@ def measure(path: Path, name: str, budget: int, turns: int) -> list[dict[str, An
             PlaceSampler([volume.shape], config, 0), served
         ),
         "resident_blocks": sampler.plan.positions * BATCH,
+        "crops_of_a_block": sampler.plan.crops,
     }
     rows = []
     for unit, figures in (("crops per CPU second", cpu), ("crops per second", wall)):
@@ -268,7 +270,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         ]
         duplicates = f"{row['near_duplicates_ours']:.1%}, independent {row['near_duplicates_independent']:.1%}"
         table.add_row(row["case"], row["unit"], f"{row['ours']:,.0f}", *cells, duplicates)
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

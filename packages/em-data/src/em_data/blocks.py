@@ -9,32 +9,39 @@ Who sees what is a pure function. A batch has `slots`; each slot owns a stream o
 position takes the next block of its stream; the positions do so one after the other, never all at
 once. No two samples of a batch share a block, because no two slots do.
 
-A block is the set of crops whose origins lie in some whole chunks. Blocks may begin at any chunk,
-before the volume too, and are drawn in proportion to the places that they hold: every place of the
-volume is equally likely.
+A block is the set of crops whose origins lie in some whole chunks. To draw one, a place is drawn as
+for an independent crop, and then one of the blocks that hold it; blocks may begin at any chunk,
+before the volume too. So every place is as likely as it is for independent crops. Within a block the
+crops lie on a lattice with a random shift, which keeps near-duplicates apart, unless masks or classes
+decide about their places.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, int3
-from em_data.sampler import CropConfig, Key, PlaceSampler, Sample, Stream, places, random_at
+from em_data.labels import Aim, Labels, Layer, aim_at_classes, aim_at_masks
+from em_data.lattice import lattice
+from em_data.places import Mixture, Region, bounds, centred, end_of, intersect, origins, span, whole
+from em_data.plan import BlockPlan, plan_blocks
+from em_data.sampler import (
+    CropConfig,
+    Key,
+    PlaceSampler,
+    Sample,
+    Stream,
+    mix_places,
+    random_at,
+)
 from em_data.volume import Volume
 
-WINDOW = 1024  # crops within which near-duplicates are counted
-OVERLAP = 0.5  # of the voxels of a crop: more is a near-duplicate
-FEW = 0.09  # share of near-duplicates below which more blocks are worth more than fewer duplicates
+ROUNDS = 64  # whose orders are drawn at once
 UNCHUNKED_VX: Int3 = (32, 128, 128)  # block grid of arrays without chunks
-SEVERAL = 4  # positions per slot that a small budget should keep
 
 
 class BlockId(NamedTuple):
@@ -45,105 +52,30 @@ class BlockId(NamedTuple):
     generation: int
 
 
+class Turn(NamedTuple):
+    """Which crop of which block a sample is."""
+
+    block_id: BlockId
+    number: int
+    is_last: bool
+
+
 class Block(NamedTuple):
     """The crops of one volume whose origins lie in a range of voxels."""
 
+    id: BlockId
+    attempt: int
     volume: int
     origins: Box  # where crops may begin
     box: Box  # what must be read to serve them all
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockPlan:
-    """How a budget of memory is spent. All of it is needed to draw the same samples again."""
-
-    chunks: Int3
-    """Chunks that the origins of a block's crops extend over, along (z, y, x)."""
-    slots: int
-    """Samples of a global batch."""
-    positions: int
-    """Blocks that each slot keeps at once."""
-    crops: int
-    """Crops served from a block before it is replaced."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanFigures:
-    """What a plan costs and how random it is, computed before anything is read."""
-
-    resident_bytes: int
-    """Blocks held at once, those on their way included."""
-    decoded_per_served: float
-    """Bytes of chunks decoded for every byte of crops."""
-    near_duplicates: float
-    """Expected share of crops that overlap one of the last 1024 by more than half."""
-
-
-def plan_blocks(
-    shapes: Sequence[Int3],
-    chunk_vx: Sequence[Int3],
-    config: CropConfig,
-    *,
-    itemsize: int,
-    budget_bytes: int,
-    slots: int,
-    in_flight: int = 8,
-) -> tuple[BlockPlan, PlanFigures]:
-    """A plan for a budget of memory, and what it costs.
-
-    Every byte decoded is served about once: fewer crops of a block would waste decoding, more would
-    repeat themselves. Small blocks come from more places at once, large ones repeat themselves less;
-    chosen is the plan with the most blocks among those with few near-duplicates. Where the budget is
-    too small for that, it is the one with the fewest near-duplicates that keeps several blocks per
-    slot.
-    """
-    crop_vx = config.crop_vx
-    available = places(shapes, crop_vx)
-    found: list[tuple[BlockPlan, PlanFigures]] = []
-    smallest = math.inf
-    for chunks in itertools.product(range(1, 7), repeat=3):
-        # The largest volume's blocks bound the memory, the mean over volumes the decoding.
-        extents = [
-            _extents(chunks, c, n, crop_vx) for c, n in zip(chunk_vx, available, strict=True)
-        ]
-        held = max(math.prod(e.read_vx) for e in extents) * itemsize
-        decoded = sum(math.prod(e.decoded_vx) for e in extents) / len(extents) * itemsize
-        smallest = min(smallest, held * (slots + in_flight))
-        positions = int((budget_bytes / held - in_flight) // slots)
-        if positions < 1:
-            continue
-        crop_bytes = math.prod(crop_vx) * itemsize
-        crops = max(1, round(decoded / crop_bytes))
-        # Each position is visited once in positions · slots samples, so the window holds this many
-        # crops of the same block, but not more than the block has served.
-        mates = np.minimum(np.arange(crops), WINDOW / (positions * slots))
-        pair = sum(_overlap(e.origins_vx, crop_vx) for e in extents) / len(extents)
-        duplicates = float((1 - (1 - pair) ** mates).mean())
-        plan = BlockPlan(chunks=int3(chunks), slots=slots, positions=positions, crops=crops)
-        figures = PlanFigures(
-            resident_bytes=held * (positions * slots + in_flight),
-            decoded_per_served=decoded / (crops * crop_bytes),
-            near_duplicates=duplicates,
-        )
-        found.append((plan, figures))
-    if not found:
-        raise BoxError(
-            f"a memory budget of {budget_bytes / 2**20:.0f} MiB holds no block for each of {slots} "
-            f"samples of crop {crop_vx}; give at least {smallest / 2**20:.0f} MiB, or take fewer "
-            "samples per batch or smaller crops"
-        )
-    few = [pair for pair in found if pair[1].near_duplicates <= FEW]
-    if few:
-        return max(few, key=lambda pair: (pair[0].positions, -pair[1].near_duplicates))
-    several = min(SEVERAL, max(plan.positions for plan, _ in found))
-    return min(
-        (pair for pair in found if pair[0].positions >= several),
-        key=lambda pair: pair[1].near_duplicates,
-    )
+    drawn: Int3  # the place that the block was drawn for, as likely as any in it
 
 
 class BlockSampler:
-    """Samples drawn by block shuffle, a pure function of (plan, seed, epoch, number)."""
+    """Samples drawn by block shuffle, a pure function of (plan, seed, epoch, number).
+
+    Regions, weights and aims are those of `PlaceSampler`.
+    """
 
     def __init__(
         self,
@@ -154,80 +86,93 @@ class BlockSampler:
         *,
         seed: int,
         samples_per_epoch: int,
+        regions: Sequence[Region] | None = None,
+        weights: Sequence[float] | None = None,
+        aims: Sequence[Aim] = (),
+        threads: int = 2,
     ) -> None:
         self.config = config
         self.plan = plan
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
         self.chunk_vx = [int3(chunk) for chunk in chunk_vx]
-        self.places = places(shapes, config.crop_vx)
-        self._ends = np.cumsum([math.prod(place) for place in self.places])
-        # Along each axis of each volume: how many places the blocks up to each beginning hold.
-        self._held = [
-            [
-                np.cumsum([stop - start for start, stop in _ranges(m, chunk, n)])
-                for m, chunk, n in zip(plan.chunks, chunks, available, strict=True)
-            ]
-            for chunks, available in zip(self.chunk_vx, self.places, strict=True)
-        ]
-        self._order = lru_cache(maxsize=4 * plan.slots)(self._permutation)
-        self._block = lru_cache(maxsize=4 * plan.slots * plan.positions)(self._draw_block)
+        self.boxes = origins(shapes, config.crop_vx, config.centre_vx, regions)
+        self.mixture = mix_places(self.boxes, config, weights=weights, aims=aims, threads=threads)
+        resident = plan.slots * plan.positions + plan.in_flight
+        self._orders = lru_cache(maxsize=4 * plan.slots)(self._permutations)
+        self._block = lru_cache(maxsize=4 * resident)(self._draw_block)
+        self.places = lru_cache(maxsize=resident)(self._places)
+        self._spread = lru_cache(maxsize=resident)(self._evenly)
 
-    def __call__(self, key: Key) -> Sample:
-        """The sample of `key`."""
-        block = self.block(self.block_id(key))
-        size = block.origins.size_vx
-        offset = random_at(self.seed, Stream.PLACE, key).integers(size).tolist()
-        origin = int3([o + d for o, d in zip(block.origins.origin_vx, offset, strict=True)])
+    def __call__(self, key: Key, attempt: int = 0) -> Sample:
+        """The sample of `key`, where its block is the first that was drawn."""
+        turn = self.turn(key)
+        return self.sample(key, turn, self.block(turn.block_id), attempt)
+
+    def sample(self, key: Key, turn: Turn, block: Block, attempt: int = 0) -> Sample:
+        """The sample of `key` in its block, or another for it where the ones before were refused."""
+        if attempt == 0 and (spread := self._spread(block)) is not None:
+            origin = spread[turn.number]
+        else:
+            _, origin = self.places(block).draw(random_at(self.seed, Stream.PLACE, key, attempt))
         return Sample(block.volume, Box(origin, self.config.crop_vx), key)
 
-    def block_id(self, key: Key) -> BlockId:
-        """Which block serves a sample."""
-        slot, position, turn = self._turn(key)
-        return BlockId(slot, position, turn // self.plan.crops)
-
-    def is_last(self, key: Key) -> bool:
-        """Whether the block of a sample serves no later one."""
-        return (self._turn(key)[2] + 1) % self.plan.crops == 0
-
-    def block(self, block_id: BlockId) -> Block:
-        """Where a block lies."""
-        return self._block(block_id)
-
-    def _turn(self, key: Key) -> tuple[int, int, int]:
-        """Slot, position, and how many crops the position has served, counted from its stagger."""
+    def turn(self, key: Key) -> Turn:
+        """Which crop of which block a sample is."""
         plan = self.plan
         step, slot = divmod(key.epoch * self.samples_per_epoch + key.number, plan.slots)
         round_, visit = divmod(step, plan.positions)
-        position = self._order(slot, round_)[visit]
+        several, which = divmod(round_, ROUNDS)
+        position = self._orders(slot, several)[which][visit]
         # Replacements are spread evenly over all positions of all slots.
         stagger = (position * plan.slots + slot) * plan.crops // (plan.positions * plan.slots)
-        return slot, position, round_ + stagger
+        generation, number = divmod(round_ + stagger, plan.crops)
+        return Turn(BlockId(slot, position, generation), number, number == plan.crops - 1)
 
-    def _permutation(self, slot: int, round_: int) -> list[int]:
-        generator = random_at(self.seed, Stream.ORDER, (slot, round_))
-        return generator.permutation(self.plan.positions).tolist()
+    def block(self, block_id: BlockId, attempt: int = 0) -> Block:
+        """Where a block lies; or another for it where the ones before were refused."""
+        return self._block(block_id, attempt)
 
-    def _draw_block(self, block_id: BlockId) -> Block:
-        stream = block_id.slot * self.plan.positions + block_id.position
-        generator = random_at(self.seed, Stream.BLOCK, (stream, block_id.generation))
-        place = generator.integers(self._ends[-1])
-        volume = int(np.searchsorted(self._ends, place, side="right"))
-        starts, sizes = [], []
-        for axis in range(3):
-            held = self._held[volume][axis]
-            chosen = int(np.searchsorted(held, generator.integers(held[-1]), side="right"))
-            m, chunk, n = (
-                self.plan.chunks[axis],
-                self.chunk_vx[volume][axis],
-                self.places[volume][axis],
-            )
-            start, stop = _range(chosen, m, chunk, n)
-            starts.append(start)
-            sizes.append(stop - start)
-        origins = Box(int3(starts), int3(sizes))
-        read = int3([s + c - 1 for s, c in zip(sizes, self.config.crop_vx, strict=True)])
-        return Block(volume, origins, Box(origins.origin_vx, read))
+    def _permutations(self, slot: int, several: int) -> list[list[int]]:
+        """The orders of the positions in some rounds, drawn together."""
+        generator = random_at(self.seed, Stream.ORDER, (slot, several))
+        orders = np.tile(np.arange(self.plan.positions), (ROUNDS, 1))
+        return generator.permuted(orders, axis=1).tolist()
+
+    def _draw_block(self, block_id: BlockId, attempt: int) -> Block:
+        generator = random_at(self.seed, Stream.BLOCK, self._key(block_id), attempt)
+        volume, place = self.mixture.draw(generator)
+        low, high = [], []
+        before = generator.integers(
+            self.plan.chunks
+        ).tolist()  # chunks of the block before the place
+        for axis, chunk in enumerate(self.chunk_vx[volume]):
+            first = place[axis] // chunk - before[axis]
+            low.append(first * chunk)
+            high.append((first + self.plan.chunks[axis]) * chunk)
+        within = span(low, high)
+        found = bounds([part for own in self.boxes[volume] if (part := intersect(own, within))])
+        sides = zip(end_of(found), self.config.crop_vx, strict=True)
+        box = span(found.origin_vx, [end + size - 1 for end, size in sides])
+        return Block(block_id, attempt, volume, found, box, place)
+
+    def _evenly(self, block: Block) -> list[Int3] | None:
+        """The origins of the crops of a block, where all of it is as likely."""
+        kinds = self.places(block).kinds
+        if len(kinds) != 1 or getattr(kinds[0][0], "boxes", None) != (block.origins,):
+            return None
+        size = block.origins.size_vx
+        random = random_at(self.seed, Stream.SPREAD, self._key(block.id), block.attempt)
+        places = lattice(self.plan.crops, size, self.config.crop_vx).places(random, size)
+        return [int3(place) for place in (places + block.origins.origin_vx).tolist()]
+
+    def _key(self, block_id: BlockId) -> tuple[int, int]:
+        slot, position, generation = block_id
+        return slot * self.plan.positions + position, generation
+
+    def _places(self, block: Block) -> Mixture:
+        """The places of a block; where aims are to be found in it, their layers are read."""
+        return self.mixture.within(block.volume, block.origins)
 
 
 def chunks_of(volume: Volume) -> Int3:
@@ -244,52 +189,74 @@ def choose_sampler(
     samples_per_epoch: int,
     slots: int,
     budget_bytes: int,
+    regions: Sequence[Region] | None = None,
+    weights: Sequence[float] | None = None,
+    labels: Sequence[Labels | None] | None = None,
+    balance: Mapping[str, float] | None = None,
+    masks: Sequence[Layer | None] | None = None,
+    exact: bool = False,
+    threads: int = 2,
 ) -> PlaceSampler | BlockSampler:
-    """Independent places for volumes that fit the budget and can be held, block shuffle for others."""
+    """Independent places for volumes that fit the budget and can be held, block shuffle for others.
+
+    Args:
+        volumes: raw volumes.
+        config: what is cut out of them.
+        seed: of the places.
+        samples_per_epoch: samples after which an epoch is counted.
+        slots: samples of a global batch.
+        budget_bytes: memory for voxels and labels.
+        regions: where in each volume crops may lie (`hold_out`); without them anywhere.
+        weights: how often each volume is drawn; without them by the number of its places.
+        labels: of each volume (`place_labels`): crops have their centres where labels are.
+        balance: for a class (a channel of the labels by name, or a value of the only channel) the
+            share of crops with a voxel of it at the centre; the rest is drawn as without it.
+        masks: of each volume (`place_mask`): crops have their centres in them.
+        exact: independent places, read one by one, for volumes that do not fit the budget too.
+        threads: that count the voxels of masks and classes.
+    """
+    if balance and masks:
+        raise ValueError(
+            "balance and masks both say where crops have their centres; give one of them, or set "
+            "the labels outside of the masks to 0"
+        )
+    if labels is not None:
+        regions = regions or [whole(volume.shape) for volume in volumes]
+        pairs = zip(regions, labels, strict=True)
+        regions = [centred(region, one.covered) if one else region for region, one in pairs]
+    aims = list(aim_at_classes(labels or (), balance)) if balance else []
+    if masks is not None and any(masks):
+        aims = [aim_at_masks(masks)]
     shapes = [volume.shape for volume in volumes]
-    if sum(volume.nbytes for volume in volumes) <= budget_bytes:
-        return PlaceSampler(shapes, config, seed)
+    drawn: dict[str, Any] = {"regions": regions, "weights": weights, "aims": aims}
+    nbytes = sum(volume.nbytes for volume in volumes)
+    nbytes += sum(one.nbytes for one in labels or () if one)
+    if exact or nbytes <= budget_bytes:
+        return PlaceSampler(shapes, config, seed, threads=threads, **drawn)
     chunk_vx = [chunks_of(volume) for volume in volumes]
-    itemsize = max(volume.dtype.itemsize for volume in volumes)
     plan, _ = plan_blocks(
-        shapes, chunk_vx, config, itemsize=itemsize, budget_bytes=budget_bytes, slots=slots
+        shapes,
+        chunk_vx,
+        config,
+        itemsize=bytes_per_voxel(volumes, labels) + len(aims) / 8,  # what is found is kept as bits
+        budget_bytes=budget_bytes,
+        slots=slots,
+        boxes=origins(shapes, config.crop_vx, config.centre_vx, regions),
     )
     return BlockSampler(
-        shapes, chunk_vx, config, plan, seed=seed, samples_per_epoch=samples_per_epoch
+        shapes,
+        chunk_vx,
+        config,
+        plan,
+        seed=seed,
+        samples_per_epoch=samples_per_epoch,
+        threads=threads,
+        **drawn,
     )
 
 
-class _Extents(NamedTuple):
-    origins_vx: Int3  # places of crops in a block
-    read_vx: Int3  # what the crops cover
-    decoded_vx: Int3  # the chunks that hold it
-
-
-def _extents(chunks: Sequence[int], chunk_vx: Int3, available: Int3, crop_vx: Int3) -> _Extents:
-    """The sizes of a block in the inside of a volume."""
-    origins = [min(m * c, n) for m, c, n in zip(chunks, chunk_vx, available, strict=True)]
-    read = [o + s - 1 for o, s in zip(origins, crop_vx, strict=True)]
-    decoded = [
-        min(-(-r // c) * c, n + s - 1)
-        for r, c, n, s in zip(read, chunk_vx, available, crop_vx, strict=True)
-    ]
-    return _Extents(int3(origins), int3(read), int3(decoded))
-
-
-def _range(index: int, chunks: int, chunk: int, available: int) -> tuple[int, int]:
-    """Places along one axis of the block number `index`; the first ones begin before the volume."""
-    start = (index - chunks + 1) * chunk
-    return max(start, 0), min(start + chunks * chunk, available)
-
-
-def _ranges(chunks: int, chunk: int, available: int) -> list[tuple[int, int]]:
-    count = -(-available // chunk) + chunks - 1
-    return [_range(index, chunks, chunk, available) for index in range(count)]
-
-
-@lru_cache
-def _overlap(origins_vx: Int3, crop_vx: Int3) -> float:
-    """Probability that two crops of a block are near-duplicates, by 20,000 random pairs."""
-    pairs = np.random.default_rng(0).integers(0, origins_vx, (2, 20_000, 3))
-    apart = np.abs(pairs[0] - pairs[1]) / np.array(crop_vx)
-    return float((np.clip(1 - apart, 0, None).prod(1) > OVERLAP).mean())
+def bytes_per_voxel(volumes: Sequence[Volume], labels: Sequence[Labels | None] | None) -> int:
+    """Of a voxel in memory with its labels."""
+    own = max(volume.dtype.itemsize for volume in volumes)
+    channels = (one.dtype.itemsize * len(one.layers) for one in labels or () if one)
+    return own + max(channels, default=0)

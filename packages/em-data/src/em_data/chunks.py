@@ -12,9 +12,9 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,10 @@ ABSENT = 2**64 - 1  # offset of an inner chunk that its shard does not hold
 V3_DECODERS = {ZstdCodec: numcodecs.Zstd, BloscCodec: numcodecs.Blosc, GzipCodec: numcodecs.GZip}
 V2_DECODERS = (numcodecs.Zstd, numcodecs.Blosc, numcodecs.GZip, numcodecs.Zlib, numcodecs.LZ4)
 
-Index = tuple[slice, ...]
-
 _scratch = threading.local()
 
 
-def _damaged(path: Path, what: str) -> VolumeReadError:
+def _damaged(path: str, what: str) -> VolumeReadError:
     return VolumeReadError(
         f"{path} {what}; restore this file, or delete it to read the fill value there"
     )
@@ -48,7 +46,7 @@ def _damaged(path: Path, what: str) -> VolumeReadError:
 class ChunkReader:
     """Reads boxes of one array whose chunks it knows how to decode."""
 
-    folder: Path
+    folder: str
     metadata: ArrayV2Metadata | ArrayV3Metadata
     chunk_vx: Int3  # decoded at once; the inner chunks of shards
     shard_chunks: Int3 | None  # inner chunks of a shard along each axis
@@ -56,29 +54,38 @@ class ChunkReader:
     fill: Any
     decoder: Any | None  # None: stored raw
 
-    def read(self, box: Box) -> np.ndarray:
-        """The voxels of a box that lies inside the array."""
-        out = np.empty(box.size_vx, self.dtype.newbyteorder("="))
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """The voxels of a box that lies inside the array, written to `out` if it is given."""
+        if out is None:
+            out = np.empty(box.size_vx, self.dtype.newbyteorder("="))
+        sides = zip(box.origin_vx, box.size_vx, self.chunk_vx, strict=True)
+        spans = [_spans(*side) for side in sides]
         with ExitStack() as opened:
             shards: dict[Int3, _Shard | None] = {}
-            for place in _overlapping(box, self.chunk_vx):
-                target, source = _shared(box, place, self.chunk_vx)
+            for (z, z_out, z_in), (y, y_out, y_in), (x, x_out, x_in) in itertools.product(*spans):
                 if self.shard_chunks is None:
-                    path = self.folder / self.metadata.encode_chunk_key(place)
-                    encoded = _file_bytes(path)
+                    path = f"{self.folder}/{self.metadata.encode_chunk_key((z, y, x))}"
+                    encoded: bytes | memoryview | None = _file_bytes(path)
                 else:
-                    at, inner = _divmod(place, self.shard_chunks)
-                    path = self.folder / self.metadata.encode_chunk_key(at)
+                    at, inner = _divmod((z, y, x), self.shard_chunks)
+                    path = f"{self.folder}/{self.metadata.encode_chunk_key(at)}"
                     if at not in shards:
                         shards[at] = _open_shard(path, self.shard_chunks, opened)
                     shard = shards[at]
                     encoded = shard.chunk(inner) if shard else None
-                out[target] = self.fill if encoded is None else self._decode(encoded, path)[source]
+                if encoded is None:
+                    out[z_out, y_out, x_out] = self.fill
+                else:
+                    out[z_out, y_out, x_out] = self._decode(encoded, path)[z_in, y_in, x_in]
         return out
 
-    def _decode(self, encoded: bytes, path: Path) -> np.ndarray:
+    @cached_property
+    def _chunk_bytes(self) -> int:
+        return math.prod(self.chunk_vx) * self.dtype.itemsize
+
+    def _decode(self, encoded: bytes | memoryview, path: str) -> np.ndarray:
         """The voxels of one chunk, valid until this thread decodes the next."""
-        size = math.prod(self.chunk_vx) * self.dtype.itemsize
+        size = self._chunk_bytes
         if self.decoder is None:
             if len(encoded) != size:
                 raise _damaged(path, f"holds {len(encoded)} bytes, wanted {size}")
@@ -88,10 +95,7 @@ class ChunkReader:
             len(encoded) < 16 or int.from_bytes(encoded[12:16], "little") != len(encoded)
         ):
             raise _damaged(path, f"is truncated: it holds {len(encoded)} bytes")
-        # One buffer per thread: a fresh one for every chunk costs as much in page faults as decoding.
-        buffer = getattr(_scratch, "buffer", None)
-        if buffer is None or buffer.nbytes != size:
-            buffer = _scratch.buffer = np.empty(size, np.uint8)
+        buffer = _buffer("decoded", size, exact=True)
         # Decoders do not say how much they wrote. Where the last byte is still the one put there, it
         # was either not reached or happens to be the same: another byte tells.
         for last in (0x5A, 0xA5):
@@ -111,7 +115,7 @@ class ChunkReader:
 class _Shard:
     """An open shard with its index: offset and length of every inner chunk."""
 
-    path: Path
+    path: str
     descriptor: int
     index: np.ndarray  # (z, y, x, 2)
 
@@ -125,7 +129,7 @@ class _Shard:
         return encoded
 
 
-def _open_shard(path: Path, shard_chunks: Int3, opened: ExitStack) -> _Shard | None:
+def _open_shard(path: str, shard_chunks: Int3, opened: ExitStack) -> _Shard | None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -141,11 +145,30 @@ def _open_shard(path: Path, shard_chunks: Int3, opened: ExitStack) -> _Shard | N
     return _Shard(path, descriptor, index)
 
 
-def _file_bytes(path: Path) -> bytes | None:
+def _file_bytes(path: str) -> memoryview | None:
+    """What a file holds, valid until this thread reads the next; None where there is no file."""
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    try:
+        size = os.fstat(descriptor).st_size
+        buffer = _buffer("encoded", size, exact=False).data
+        done = 0
+        while done < size and (read := os.readv(descriptor, [buffer[done:size]])):
+            done += read
+    finally:
+        os.close(descriptor)
+    return buffer[:done]
+
+
+def _buffer(name: str, size: int, *, exact: bool) -> np.ndarray:
+    """Memory of this thread: fresh memory for every chunk costs as much in page faults as decoding."""
+    buffer: np.ndarray | None = getattr(_scratch, name, None)
+    if buffer is None or buffer.nbytes < size or (exact and buffer.nbytes != size):
+        buffer = np.empty(size, np.uint8)
+        setattr(_scratch, name, buffer)
+    return buffer
 
 
 def chunk_reader(array: Any) -> ChunkReader | None:
@@ -155,7 +178,7 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     store = getattr(array.store, "_store", array.store)  # what a wrapper is around
     if not isinstance(store, LocalStore):
         return None
-    metadata, folder = array.metadata, Path(store.root) / array.path
+    metadata, folder = array.metadata, str(Path(store.root) / array.path)
     fill = metadata.fill_value if metadata.fill_value is not None else 0
     if isinstance(metadata, ArrayV2Metadata):
         known = metadata.compressor is None or isinstance(metadata.compressor, V2_DECODERS)
@@ -185,23 +208,15 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     return ChunkReader(folder, metadata, int3(array.chunks), shard_chunks, dtype, fill, decoder)
 
 
-def _overlapping(box: Box, chunk_vx: Int3) -> Iterator[Int3]:
-    """Places in the grid of the chunks that a box touches."""
-    ranges = (
-        range(o // c, -(-(o + s) // c))
-        for o, s, c in zip(box.origin_vx, box.size_vx, chunk_vx, strict=True)
-    )
-    return itertools.product(*ranges)  # type: ignore[return-value]
-
-
-def _shared(box: Box, place: Int3, chunk_vx: Int3) -> tuple[Index, Index]:
-    """The voxels that a box and a chunk share, counted from the box and from the chunk."""
-    target, source = [], []
-    for p, c, origin, size in zip(place, chunk_vx, box.origin_vx, box.size_vx, strict=True):
-        low, high = max(p * c, origin), min(p * c + c, origin + size)
-        target.append(slice(low - origin, high - origin))
-        source.append(slice(low - p * c, high - p * c))
-    return tuple(target), tuple(source)
+def _spans(origin: int, size: int, chunk: int) -> list[tuple[int, slice, slice]]:
+    """The chunks that a box touches along one axis: number, and the voxels that they share, counted
+    from the box and from the chunk."""
+    spans = []
+    for number in range(origin // chunk, -(-(origin + size) // chunk)):
+        start = number * chunk
+        low, high = max(start, origin), min(start + chunk, origin + size)
+        spans.append((number, slice(low - origin, high - origin), slice(low - start, high - start)))
+    return spans
 
 
 def _divmod(place: Int3, shard_chunks: Int3) -> tuple[Int3, Int3]:

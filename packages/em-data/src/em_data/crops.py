@@ -32,14 +32,16 @@ def kernels_in_use() -> bool:
 
 
 def cut(
-    sources: Sequence[tuple[np.ndarray, Int3]], crop_vx: Int3, *, threads: int = 1
-) -> np.ndarray:
-    """The crops of `crop_vx` that begin at a place of an array each: (B, Z, Y, X)."""
-    batch = np.empty((len(sources), *crop_vx), sources[0][0].dtype)
+    sources: Sequence[tuple[np.ndarray, Int3]],
+    crop_vx: Int3,
+    batch: np.ndarray,  # (B, Z, Y, X)
+    threads: int = 1,
+) -> None:
+    """Fill a batch with the crops of `crop_vx` that begin at a place of an array each."""
     if not kernels_in_use():
         for target, (array, origin) in zip(batch, sources, strict=True):
             target[:] = array[Box(origin, crop_vx).slices]
-        return batch
+        return
     from em_kernels.crops import gather_crops
 
     # One call for each run of crops from the same array, so that a volume in memory takes one.
@@ -49,6 +51,5 @@ def cut(
         if last == len(sources) or sources[last][0] is not array:
             origins = np.array([origin for _, origin in sources[first:last]])
             dense = array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
-            gather_crops(dense, origins, crop_vx, out=batch[first:last], threads=threads)
+            gather_crops(dense, origins, crop_vx, out=batch[first:last], threads=max(1, threads))
             first = last
-    return batch

@@ -32,3 +32,15 @@ class BoxError(ValueError):
 
 class StoreExistsError(FileExistsError):
     """The place to write to is taken. Raised before the first byte is written."""
+
+
+class BlockMissingError(FileNotFoundError):
+    """A block of a store that is written block by block is not there. Raised by `blockwise`."""
+
+
+class BlockDamagedError(OSError):
+    """A block is not what was written. Raised by `blockwise` when the next level is made of it."""
+
+
+class DiskFullError(OSError):
+    """The disk is full, or a quota is used up; what was finished stays. Raised by `blockwise`."""

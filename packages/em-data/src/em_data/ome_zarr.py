@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import zarr
 
 from em_data import remote
@@ -112,6 +113,12 @@ class ZarrArray:
     @cached_property
     def _reader(self) -> ChunkReader | None:
         return chunk_reader(self.array)
+
+    def read_into(self, box: Box, out: np.ndarray) -> np.ndarray:
+        """The voxels of a box, decoded into `out` where this array is read chunk by chunk."""
+        if self.place.is_remote or self._reader is None:
+            return np.asarray(self[box.slices])
+        return self._reader.read(box, out)
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> Any:
         if self.place.is_remote:

@@ -6,8 +6,6 @@ number of threads or ranks draws the same samples, and resuming needs no state b
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from em_data.errors import BoxError
-from em_data.geometry import Box, Int3, int3
+from em_data.geometry import Box, Int3
+from em_data.labels import Aim, find_aims
+from em_data.places import Anywhere, Mixture, Region, origins
 
 # Philox(key=…, counter=…) draws a seed from the system and throws it away, which takes ten times as
 # long as all the rest. Given any seed and then its state, it does not.
@@ -33,6 +33,13 @@ class Stream(IntEnum):
     PHOTOMETRY = 3
     BLOCK = 4
     ORDER = 5
+    WARP = 6
+    ELASTIC = 7
+    SHIFT = 8
+    DEFECT = 9
+    EFFECT = 10
+    NOISE = 11
+    SPREAD = 12
 
 
 class Key(NamedTuple):
@@ -42,11 +49,14 @@ class Key(NamedTuple):
     number: int
 
 
-def random_at(seed: int, stream: int, key: tuple[int, int]) -> np.random.Generator:
+def random_at(
+    seed: int, stream: int, key: tuple[int, int], attempt: int = 0
+) -> np.random.Generator:
     """The generator of one sample (or block) and one purpose.
 
-    Seed and stream are separate key words, the two parts of the key are the high counter words: no
-    two uses share numbers, not even under neighbouring seeds.
+    Seed and stream are separate key words, the two parts of the key are the high counter words and
+    the attempt, where a draw is repeated, the next one: no two uses share numbers, not even under
+    neighbouring seeds.
 
     >>> random_at(0, Stream.PLACE, Key(0, 5)).integers(100).item()
     13
@@ -55,7 +65,7 @@ def random_at(seed: int, stream: int, key: tuple[int, int]) -> np.random.Generat
     philox.state = {
         "bit_generator": "Philox",
         "state": {
-            "counter": np.array([0, 0, key[1], key[0]], np.uint64),
+            "counter": np.array([0, attempt, key[1], key[0]], np.uint64),
             "key": np.array([seed, stream], np.uint64),
         },
         "buffer": _EMPTY,
@@ -98,6 +108,16 @@ class StackConfig:
         return (self.offsets_z[-1] - self.offsets_z[0] + 1, self.size_vx, self.size_vx)
 
     @property
+    def centre_vx(self) -> Int3:
+        """The voxel of that box that stands for its place: in the target slice."""
+        return (-self.offsets_z[0], self.size_vx // 2, self.size_vx // 2)
+
+    @property
+    def label_box(self) -> Box:
+        """The part of that box whose labels are asked for: the target slice."""
+        return Box((-self.offsets_z[0], 0, 0), (1, self.size_vx, self.size_vx))
+
+    @property
     def planes(self) -> tuple[int, ...]:
         """Slices of that box that belong to the stack."""
         return tuple(offset - self.offsets_z[0] for offset in self.offsets_z)
@@ -120,6 +140,17 @@ class CubeConfig:
         return self.size_vx
 
     @property
+    def centre_vx(self) -> Int3:
+        """The voxel of the box that stands for its place."""
+        z, y, x = self.size_vx
+        return z // 2, y // 2, x // 2
+
+    @property
+    def label_box(self) -> Box:
+        """The part of the box whose labels are asked for: all."""
+        return Box((0, 0, 0), self.size_vx)
+
+    @property
     def planes(self) -> tuple[int, ...]:
         """All of its slices."""
         return tuple(range(self.size_vx[0]))
@@ -128,46 +159,68 @@ class CubeConfig:
 CropConfig = StackConfig | CubeConfig
 
 
-def places(shapes: Sequence[Int3], crop_vx: Int3) -> list[Int3]:
-    """Number of places of a crop along each axis of each volume; refuses what does not fit.
+def mix_places(
+    boxes: Sequence[Sequence[Box]],
+    config: CropConfig,
+    *,
+    weights: Sequence[float] | None = None,
+    aims: Sequence[Aim] = (),
+    threads: int = 2,
+) -> Mixture:
+    """What samples are drawn from: the aims with their shares, for the rest any origin in `boxes`.
 
-    >>> places([(50, 1024, 1024)], (64, 256, 256))
-    Traceback (most recent call last):
-    ...
-    em_data.errors.BoxError: crop (64, 256, 256) exceeds volume (50, 1024, 1024) on z; take a \
-smaller crop or fewer slices
+    Weights say how often each volume is drawn, relative to the others; without them every place of
+    every volume is as likely as every other.
     """
-    if not shapes:
-        raise BoxError("no volume to sample from; give at least one")
-    for number, shape in enumerate(shapes, 1):
-        for axis, size, length in zip("zyx", crop_vx, shape, strict=True):
-            if size > length:
-                which = f" (volume {number} of {len(shapes)})" if len(shapes) > 1 else ""
-                raise BoxError(
-                    f"crop {crop_vx} exceeds volume {tuple(shape)} on {axis}{which}; "
-                    "take a smaller crop or fewer slices"
-                )
-    return [int3([n - s + 1 for s, n in zip(crop_vx, shape, strict=True)]) for shape in shapes]
+    if weights is not None and (
+        len(weights) != len(boxes) or min(weights) < 0 or not 0 < sum(weights) < np.inf
+    ):
+        raise ValueError(
+            f"weights are {tuple(weights)} for {len(boxes)} volumes; wanted one for each, 0 or more, "
+            "not all 0"
+        )
+    kinds = find_aims(aims, boxes, config.centre_vx, threads=threads) if aims else []
+    shares = [aim.share for aim in aims]
+    rest = 1 - sum(shares)
+    if rest > 1e-9:
+        kinds.append(tuple(Anywhere(tuple(own)) for own in boxes))
+        shares.append(rest)
+    return Mixture(tuple(kinds), tuple(shares), tuple(weights) if weights is not None else None)
 
 
 class PlaceSampler:
-    """Every place of every volume is as likely as every other, independently of all samples before.
+    """Every allowed place is as likely as every other, independently of all samples before.
+
+    Args:
+        shapes: voxels of each volume.
+        config: what is cut out.
+        seed: of the places.
+        regions: where in each volume crops may lie; without them anywhere.
+        weights: how often each volume is drawn; without them by the number of its places.
+        aims: which share of the crops has what at its centre.
 
     >>> sampler = PlaceSampler([(40, 512, 512)], CubeConfig(size_vx=(5, 128, 128)), seed=0)
     >>> sampler(Key(epoch=0, number=0)).box.origin_vx
     (1, 96, 201)
     """
 
-    def __init__(self, shapes: Sequence[Int3], config: CropConfig, seed: int) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Int3],
+        config: CropConfig,
+        seed: int,
+        *,
+        regions: Sequence[Region] | None = None,
+        weights: Sequence[float] | None = None,
+        aims: Sequence[Aim] = (),
+        threads: int = 2,
+    ) -> None:
         self.config = config
         self.seed = seed
-        self.places = places(shapes, config.crop_vx)
-        self._ends = list(itertools.accumulate(z * y * x for z, y, x in self.places))
+        self.boxes = origins(shapes, config.crop_vx, config.centre_vx, regions)
+        self.mixture = mix_places(self.boxes, config, weights=weights, aims=aims, threads=threads)
 
-    def __call__(self, key: Key) -> Sample:
-        """The sample of `key`."""
-        place = int(random_at(self.seed, Stream.PLACE, key).integers(self._ends[-1]))
-        volume = bisect.bisect_right(self._ends, place)
-        place -= self._ends[volume - 1] if volume else 0
-        origin = int3([int(i) for i in np.unravel_index(place, self.places[volume])])
+    def __call__(self, key: Key, attempt: int = 0) -> Sample:
+        """The sample of `key`, or another for it where the ones before were refused."""
+        volume, origin = self.mixture.draw(random_at(self.seed, Stream.PLACE, key, attempt))
         return Sample(volume, Box(origin, self.config.crop_vx), key)

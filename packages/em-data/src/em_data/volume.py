@@ -20,7 +20,8 @@ from em_data.geometry import Box, Float3, Int3, check_inside, int3
 class Array(Protocol):
     """What a format must offer: numpy-like shape, dtype and box reading.
 
-    It may offer `chunks`, `shards` and `compression` besides, named as by zarr and h5py.
+    It may offer `chunks`, `shards` and `compression` besides, named as by zarr and h5py, and
+    `read_into(box, out)`, which decodes a box into memory that is there.
     """
 
     @property
@@ -100,11 +101,15 @@ class Volume:
             text += f", level {self.level} ({name}) of 0 … {len(self.levels) - 1}"
         return text
 
-    def read(self, box: Box) -> np.ndarray:
-        """Voxels of `box`, as stored. A box that leaves the volume is refused, never padded."""
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """Voxels of `box`, as stored. A box that leaves the volume is refused, never padded.
+
+        Formats that can decode into `out`, of the box's shape and this type, do so and give it back.
+        """
         check_inside(box, self.shape)
+        read_into = getattr(self.array, "read_into", None) if out is not None else None
         try:
-            voxels = np.asarray(self.array[box.slices])
+            voxels = np.asarray(read_into(box, out) if read_into else self.array[box.slices])
         except (ForkError, MemoryError):
             raise
         except Exception as error:  # every decoder has errors of its own

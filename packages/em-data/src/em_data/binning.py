@@ -1,0 +1,99 @@
+"""Coarser views of a volume: blocks of voxels averaged as they are read.
+
+For volumes that were stored without a pyramid, or whose levels are too fine or too coarse: nothing
+is written, and what reads the view does not know that it is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from em_data.errors import BoxError
+from em_data.geometry import Box, Int3, int3
+from em_data.volume import Volume
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A volume's voxels, averaged in blocks of `step` voxels; a remainder at the end is left out."""
+
+    volume: Volume
+    step: Int3
+
+    @property
+    def shape(self) -> Int3:
+        """(z, y, x)"""
+        return int3([n // k for n, k in zip(self.volume.shape, self.step, strict=True)])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As stored: means of integers are rounded."""
+        return self.volume.dtype
+
+    @property
+    def chunks(self) -> Int3 | None:
+        """What is decoded together."""
+        chunk = self.volume.chunk_vx
+        return chunk and int3([max(1, c // k) for c, k in zip(chunk, self.step, strict=True)])
+
+    @property
+    def compression(self) -> str | None:
+        """As stored."""
+        return self.volume.compression
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        starts, sizes = [], []
+        for part, n in zip(index, self.shape, strict=True):
+            start, stop, _ = part.indices(n)
+            starts.append(start)
+            sizes.append(stop - start)
+        fine = self.volume.read(
+            Box(
+                int3([o * k for o, k in zip(starts, self.step, strict=True)]),
+                int3([s * k for s, k in zip(sizes, self.step, strict=True)]),
+            )
+        )
+        (z, y, x), (kz, ky, kx) = sizes, self.step
+        total = fine.reshape(z, kz, y, ky, x, kx).sum((1, 3, 5), dtype=np.float32)
+        mean = total / math.prod(self.step)
+        return (np.rint(mean) if self.dtype.kind in "ui" else mean).astype(self.dtype)
+
+
+def binned(volume: Volume, step: Sequence[int]) -> Volume:
+    """The volume at a coarser resolution, `step` voxels (z, y, x) averaged to one.
+
+    >>> from em_data import open_volume
+    >>> fine = open_volume(np.arange(16, dtype="uint8").reshape(1, 4, 4), voxel_size_nm=(40, 4, 4))
+    >>> coarse = binned(fine, (1, 2, 2))
+    >>> coarse.voxel_size_nm, coarse.origin_nm, coarse[:, :, :].tolist()
+    ((40, 8, 8), (0.0, 2.0, 2.0), [[[2, 4], [10, 12]]])
+    """
+    step = int3(step)
+    if min(step) < 1 or any(k > n for k, n in zip(step, volume.shape, strict=True)):
+        raise BoxError(
+            f"{step} voxels cannot be averaged to one in a volume of {volume.shape}; wanted at "
+            "least 1 and at most the volume along every axis"
+        )
+    if step == (1, 1, 1):
+        return volume
+    size, origin = volume.voxel_size_nm, volume.origin_nm
+    if size is not None:
+        z, y, x = (o + (k - 1) / 2 * s for o, k, s in zip(origin, step, size, strict=True))
+        origin = (z, y, x)
+        z, y, x = (k * s for k, s in zip(step, size, strict=True))
+        size = (z, y, x)
+    return replace(
+        volume,
+        array=Binned(volume, step),
+        voxel_size_nm=size,
+        origin_nm=origin,
+        levels=(),
+        level=0,
+        label_names=(),
+        open_label=None,
+    )

@@ -1,0 +1,39 @@
+"""Volumes averaged down as they are read."""
+
+import pickle
+
+import numpy as np
+import pytest
+from em_data import BoxError, binned, open_volume
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("step", [(1, 2, 2), (2, 3, 1), (3, 3, 3)])
+def test_voxels_are_means_of_blocks(dtype, step):
+    random = np.random.default_rng(0)
+    fine = (random.random((7, 19, 23)) * 250).astype(dtype)
+    volume = binned(open_volume(fine, voxel_size_nm=(40, 4, 4), origin_nm=(100, 10, 20)), step)
+    assert volume.dtype == fine.dtype
+    shape = tuple(n // k for n, k in zip(fine.shape, step, strict=True))
+    assert volume.shape == shape
+    for place in np.ndindex(*shape):
+        block = fine[tuple(slice(p * k, (p + 1) * k) for p, k in zip(place, step, strict=True))]
+        found = volume[tuple(slice(p, p + 1) for p in place)].item()
+        assert abs(found - block.astype(float).mean()) <= (0.5 if fine.dtype.kind == "u" else 1e-4)
+    whole = volume[:, :, :]
+    np.testing.assert_array_equal(whole[1:2, 1:5, 2:6], volume[1:2, 1:5, 2:6])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume))[:, :, :], whole)
+
+
+def test_a_block_lies_where_its_voxels_lay():
+    fine = open_volume(np.zeros((4, 9, 9), np.uint8), voxel_size_nm=(40, 4, 5), origin_nm=(7, 8, 9))
+    coarse = binned(fine, (1, 3, 2))
+    assert coarse.voxel_size_nm == (40, 12, 10)
+    assert coarse.origin_nm == (7, 12, 11.5)  # the centre of the first block
+    assert binned(fine, (1, 1, 1)) is fine
+
+
+@pytest.mark.parametrize("step", [(0, 1, 1), (5, 1, 1)])
+def test_what_cannot_be_averaged_is_refused(step):
+    with pytest.raises(BoxError, match="cannot be averaged"):
+        binned(open_volume(np.zeros((4, 9, 9), np.uint8)), step)

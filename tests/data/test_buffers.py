@@ -1,0 +1,41 @@
+import gc
+
+import numpy as np
+import torch
+from em_data.buffers import Buffers
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_when_nobody_refers_to_it():
+    buffers = Buffers()
+    first = buffers.take((4, 5), np.dtype(np.uint16))
+    assert first.shape == (4, 5) and first.dtype == np.uint16 and first.flags.writeable
+    where = address(first)
+    other = buffers.take((4, 5), np.dtype(np.uint16))
+    assert address(other) != where
+    del first
+    assert address(buffers.take((5, 4), np.dtype(np.uint8))) == where
+
+
+def test_views_and_tensors_keep_their_memory():
+    buffers, dtype = Buffers(), np.dtype(np.uint8)
+    kept = [buffers.take((8, 8), dtype)[2:6][1:, ::2]]  # a view of a view
+    kept.append(torch.from_numpy(buffers.take((8, 8), dtype))[3:].view(-1))
+    kept.append(torch.from_numpy(buffers.take((8, 8), dtype))[3:].numpy()[1:])
+    for number, one in enumerate(kept, 1):
+        one[:] = number
+    gc.collect()
+    for _ in range(8):
+        buffers.take((8, 8), dtype)[:] = 99
+    assert all((one == number).all() for number, one in enumerate(kept, 1))
+
+
+def test_memory_that_is_too_small_is_let_go():
+    buffers, dtype = Buffers(), np.dtype(np.uint8)
+    for size in (3, 70_000, 5):
+        array = buffers.take((size,), dtype)
+        array[:] = 1
+        assert array.sum() == size
