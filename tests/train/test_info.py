@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from em_data import VolumeFormatError
+from em_data import Box, VolumeFormatError, new_store
 from em_train.info import describe
 from PIL import Image
 
@@ -76,6 +76,21 @@ def test_thumbnail_of_a_large_volume_is_small_and_shows_a_coarse_level(tmp_path)
 
 
 def test_a_thumbnail_needs_a_volume(tmp_path):
-    with pytest.raises(VolumeFormatError, match="made of a volume"):
+    with pytest.raises(VolumeFormatError, match="thumbnail is that of a volume"):
         describe(None, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_channel_is_chosen_by_number_or_name(tmp_path, gradient):
+    with new_store(tmp_path / "a.zarr") as store:
+        image = store.add_image(gradient.shape, np.uint8, (40, 8, 8), channels=("raw", "inverse"))
+        image.write(Box((0, 0, 0), gradient.shape), np.stack([gradient, 255 - gradient]))
+    with pytest.raises(VolumeFormatError, match=r"2 channels \(raw, inverse\); choose one"):
+        describe(str(tmp_path / "a.zarr"))
+    found = describe(str(tmp_path / "a.zarr"), tmp_path / "a.png", channel="inverse")
+    assert found["channel"] == "inverse" and found["values in the middle"].startswith("96 to 170")
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("L")).astype(int)
+    assert (np.diff(picture[TITLE:, :300], axis=1) <= 0).all()  # it shows that channel
+    assert describe(str(tmp_path / "a.zarr"), channel=0)["values in the middle"].startswith("85")
+    with pytest.raises(VolumeFormatError, match="channel is that of a volume"):
+        describe(None, channel=1)

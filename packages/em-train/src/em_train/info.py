@@ -26,7 +26,9 @@ PACKAGES = (
 )
 
 
-def describe(path: str | None, thumbnail: Path | None = None) -> dict[str, Any]:
+def describe(
+    path: str | None, thumbnail: Path | None = None, channel: int | str | None = None
+) -> dict[str, Any]:
     """A flat description of this machine or of what lies at `path`, a volume with a picture."""
     folder = Path(path or "")
     if path and (folder / "model.safetensors").exists():
@@ -34,15 +36,18 @@ def describe(path: str | None, thumbnail: Path | None = None) -> dict[str, Any]:
     elif path and (folder / "config.json").exists():
         found = _run(folder)
     elif path:
-        volume = open_volume(path)
+        volume = open_volume(path, channel=channel)
         found = _volume(volume)
+        if channel is not None:
+            found["channel"] = channel
         if thumbnail:
-            found["thumbnail"] = _save_thumbnail(volume, thumbnail)
+            found["thumbnail"] = _save_thumbnail(volume, thumbnail, channel)
         return found
     else:
         found = _machine()
-    if thumbnail:
-        raise VolumeFormatError("a thumbnail is made of a volume; name one, or leave it out")
+    for what, given in (("a thumbnail", thumbnail), ("a channel", channel)):
+        if given is not None:
+            raise VolumeFormatError(f"{what} is that of a volume; name one, or leave it out")
     return found
 
 
@@ -117,14 +122,14 @@ def _volume(volume: Volume) -> dict[str, Any]:
     return found
 
 
-def _save_thumbnail(volume: Volume, path: Path) -> str:
+def _save_thumbnail(volume: Volume, path: Path, channel: int | str | None) -> str:
     """Write the middle of a volume seen from above and from the side; says what is shown."""
     from em_train.pictures import save_row
 
     # The coarsest level that fills the picture shows most of the volume for the least reading.
     for level in reversed(volume.levels):
         if level.voxel_size_nm and max(level.shape[1:]) >= LOOK_VX:
-            volume = open_volume(volume.source, at_nm=level.voxel_size_nm)
+            volume = open_volume(volume.source, at_nm=level.voxel_size_nm, channel=channel)
             break
     size_nm = volume.voxel_size_nm or (1.0, 1.0, 1.0)
     stretch = size_nm[0] / size_nm[2]
