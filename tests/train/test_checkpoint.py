@@ -4,8 +4,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from em_train import checkpoint
+from em_train import checkpoint, distributed
 from em_train.errors import CheckpointError
+from torch import nn
 
 
 def test_newest_is_loaded_and_old_ones_go(tmp_path):
@@ -60,7 +61,7 @@ def test_a_single_flipped_bit_is_found(tmp_path, capfd):
 FILL = """
 import resource, sys, torch
 from pathlib import Path
-from em_train import checkpoint
+from em_train import checkpoint, distributed
 folder = Path(sys.argv[1])
 checkpoint.save(folder, 1, {"x": torch.zeros(10)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond this
@@ -78,3 +79,67 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays(tmp_path):
     assert "cannot write" in result.stdout and "--resume" in result.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-00000001.pt"]
     assert checkpoint.load(tmp_path)["step"] == 1
+
+
+def test_the_best_stays_when_older_ones_go(tmp_path):
+    for step in range(1, 7):
+        checkpoint.save(tmp_path, step, {}, keep=2, best=step in (1, 3))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        *("best", "last"),
+        *(f"step-0000000{step}.pt" for step in (3, 5, 6)),
+    ]
+    assert checkpoint.read((tmp_path / "best").resolve())["step"] == 3
+    assert checkpoint.load(tmp_path)["step"] == checkpoint.newest(tmp_path) == 6
+    assert checkpoint.newest(tmp_path / "nowhere") == -1
+
+
+def test_another_number_of_processes_is_refused_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    checkpoint.save(tmp_path, 3, {})
+    assert checkpoint.load(tmp_path, world="same")["world"] == 4
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="by 4 processes, now there are 1; .*run.world=any"):
+        checkpoint.load(tmp_path, world="same")
+    assert checkpoint.load(tmp_path, world="any")["step"] == 3
+
+
+def test_a_newer_format_is_not_passed_over(tmp_path):
+    checkpoint.save(tmp_path, 1, {})
+    torch.save({"format": checkpoint.FORMAT + 1, "step": 2}, tmp_path / "step-00000002.pt")
+    with pytest.raises(
+        CheckpointError, match=f"format {checkpoint.FORMAT + 1}, this version reads"
+    ):
+        checkpoint.load(tmp_path)
+
+
+def test_weights_of_another_model_are_refused_before_any_is_loaded(tmp_path):
+    small, large = nn.Linear(2, 3), nn.Linear(4, 3)
+    parts = {"networks": large}
+    before = large.weight.detach().clone()
+    for state, message in (
+        ({"networks": small.state_dict()}, r"weight is \(3, 2\), wanted \(3, 4\)"),
+        ({"networks": {"weight": large.weight}}, "bias is missing"),
+        ({"networks": large.state_dict() | {"scale": before}}, "scale is unknown"),
+        ({"model": large.state_dict()}, "no networks, only model"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.restore(parts, state, tmp_path)
+    assert torch.equal(large.weight, before)
+    checkpoint.restore(parts, {"networks": nn.Linear(4, 3).state_dict()}, tmp_path)
+    assert not torch.equal(large.weight, before)
+
+
+def test_a_new_run_starts_from_the_averaged_weights_of_another(tmp_path):
+    source, average = nn.Linear(2, 2), nn.Linear(2, 2)
+    averaged = {f"module.{k}": v for k, v in average.state_dict().items()}
+    averaged["n_averaged"] = torch.tensor(5)
+    state = {"networks": source.state_dict(), "average": averaged}
+    checkpoint.save(tmp_path / "run" / "checkpoints", 3, state)
+    model = nn.Linear(2, 2)
+    checkpoint.initialise(model, tmp_path / "run")
+    assert torch.equal(model.weight, average.weight)
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        checkpoint.initialise(nn.Linear(3, 2), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        checkpoint.initialise(model, tmp_path)

@@ -37,6 +37,19 @@ def test_later_layers_win():
     assert resolve(Tree, []) == Tree()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slow:
+    """A recipe that gives a part a default of its own."""
+
+    optim: Optim = field(default_factory=lambda: Optim(lr=1e-5))
+
+
+def test_the_defaults_of_a_recipe_stay_where_nothing_else_is_given():
+    changed = resolve(Slow, [Layer("a", {"optim": {"betas": [0.5, 0.6]}})])
+    assert changed == Slow(optim=Optim(lr=1e-5, betas=(0.5, 0.6)))
+    assert {key.name: key.default for key in configuration.keys(Slow)}["optim.lr"] == 1e-5
+
+
 def test_every_error_is_named_at_once_with_the_nearest_right_key():
     layer = set_layer(
         ["optim.lrr=1", "optim.lr=-1", "betas=[1]", "nam=a", "name=[1]", "optim.betas=[2, 1]"]

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 from em_train.errors import RunFolderError
-from em_train.run_folder import new_run, resumed_run
+from em_train.run_folder import RunFolder, new_run, resumed_run
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,29 @@ def test_rows_cut_off_by_a_kill_and_rows_to_be_repeated_go(tmp_path):
         "step-000001.png",
         "step-000002.png",
     ]
+
+
+def test_what_a_start_that_was_killed_leaves_is_no_obstacle(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in (".lock", ".config.json.tmp"):
+        (tmp_path / "a" / name).touch()
+    new_run(tmp_path / "a", Tree(), "cmd")
+    # Killed right after: the configuration is the first thing that is there.
+    for name in ("images", "checkpoints"):
+        (tmp_path / "a" / name).rmdir()
+    folder = resumed_run(tmp_path / "a", Tree(), "cmd")
+    assert folder.images.is_dir() and folder.checkpoints.is_dir()
+
+
+def test_of_several_processes_one_writes(tmp_path):
+    leader = new_run(tmp_path / "a", Tree(), "cmd")
+    follower = RunFolder(tmp_path / "a", leads=False)  # takes no lock
+    assert not leader.begun
+    leader.record({"step": 1})
+    follower.record({"step": 1})
+    follower.log("nothing")
+    follower.rewind(0)
+    assert leader.rows() == follower.rows() == [{"step": 1}]
+    assert not (tmp_path / "a" / "log.txt").exists()
+    leader.log("something")
+    assert leader.begun and not follower.begun

@@ -52,7 +52,8 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
     """
     known = {key.name: key for key in keys(cls)}
     problems: list[str] = []
-    merged: dict[str, Any] = {}
+    # A recipe may give a part other defaults than the part has by itself.
+    merged: dict[str, Any] = dataclasses.asdict(cls())  # type: ignore[call-overload]
     for layer in layers:
         for name, value in _leaves(cls, layer.values):
             if name in known and isinstance(value, bool) and known[name].type in ("int", "float"):
@@ -80,26 +81,21 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
     return config
 
 
-def keys(cls: type) -> Iterator[Key]:
+def keys(cls: type, defaults: Any = None) -> Iterator[Key]:
     """All keys with their types, defaults and meanings, in the order of the dataclasses."""
+    defaults = cls() if defaults is None else defaults
     meanings, types = _meanings(cls), typing.get_type_hints(cls, include_extras=False)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(types[field.name]):
-            for key in keys(types[field.name]):
+            for key in keys(types[field.name], getattr(defaults, field.name)):
                 yield key._replace(name=f"{field.name}.{key.name}")
         else:
             kind = types[field.name]
             shown = (
                 kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
             )
-            default = (
-                field.default_factory()
-                if field.default_factory is not dataclasses.MISSING
-                else field.default
-            )
-            yield Key(
-                field.name, shown.replace("typing.", ""), default, meanings.get(field.name, "")
-            )
+            default, meaning = getattr(defaults, field.name), meanings.get(field.name, "")
+            yield Key(field.name, shown.replace("typing.", ""), default, meaning)
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -201,7 +197,9 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
         return
     *groups, last = name.split(".")
     for group in groups:
-        tree = tree.setdefault(group, {})
+        if tree.get(group) is None:  # not there, or a group that is optional
+            tree[group] = {}
+        tree = tree[group]
         if not isinstance(tree, dict):
             raise ConfigError(f"{name}: {group} is a value, not a group of keys")
     tree[last] = value

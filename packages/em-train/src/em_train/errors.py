@@ -11,3 +11,7 @@ class RunFolderError(FileExistsError):
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged or not of this run. Raised by `checkpoint`."""
+
+
+class BlockFailedError(ChildProcessError):
+    """A block cannot be computed, or takes its worker down each time. Raised by `crew`."""
