@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from em_train.baselines import assign, grey_centres, grey_codes, kmeans, smooth
+from em_train.baselines import assign, fit_mixture, grey_centres, grey_codes, kmeans, smooth
 from scipy.ndimage import gaussian_filter
+from sklearn.mixture import GaussianMixture
 
 
 def test_smoothing_equals_scipy():
@@ -26,3 +27,27 @@ def test_grey_codes_follow_intensity_alone():
     assert all(codes[0, :, x].unique().numel() == 1 for x in range(64))
     with pytest.raises(ValueError, match="lower k"):
         kmeans(torch.zeros(10, 1), 2)
+
+
+def test_a_mixture_equals_scikit_learns_from_the_same_start():
+    rng = np.random.default_rng(0)
+    shapes = rng.normal(size=(4, 3, 3))
+    points = np.concatenate(
+        [rng.normal(size=(300, 3)) @ a + 4 * rng.normal(size=3) for a in shapes]
+    )
+    points = (points - points.mean(0)) / points.std(0)
+    start = torch.tensor(points).float()
+    nearest = assign(start, kmeans(start, 4, seed=2))
+    found = fit_mixture(torch.tensor(points), 4, seed=2, rounds=12, tolerance=0)
+
+    reference = GaussianMixture(4, max_iter=12, tol=0, reg_covar=1e-6)
+    reference._initialize_parameters(points, np.random.RandomState(0))
+    reference._initialize(points, np.eye(4)[nearest.numpy()])
+    for _ in range(11):
+        _, log_shares = reference._e_step(points)
+        reference._m_step(points, log_shares)
+    np.testing.assert_allclose(found.means, reference.means_, atol=1e-6)
+    np.testing.assert_allclose(found.log_weights.exp(), reference.weights_, atol=1e-6)
+    expected = reference._estimate_weighted_log_prob(points)
+    np.testing.assert_allclose(found.log_densities(torch.tensor(points)), expected, atol=1e-4)
+    assert (found.assign(torch.tensor(points)).numpy() == reference.predict(points)).mean() > 0.999

@@ -9,12 +9,14 @@ import time
 
 import numpy as np
 import pytest
+from em_data import open_volume
+from em_train import cli
 
 RUN = [
     *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
     *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
 ]
-DATA = ["--data", "synthetic:shape=6x80x80"]
+DATA = ["--data", "synthetic:shape=6x96x96"]
 
 
 def emtrain(*arguments, cwd=None):
@@ -96,7 +98,7 @@ def test_data_that_is_none_is_refused(tmp_path, data, expected):
 def test_a_run_its_folder_and_going_on(tmp_path):
     odd = tmp_path / "odd [/x] ü"  # brackets mean nothing in a path
     odd.mkdir(parents=True)
-    voxels = np.random.default_rng(0).integers(0, 4095, (6, 80, 80), np.uint16)
+    voxels = np.random.default_rng(0).integers(0, 4095, (6, 96, 96), np.uint16)
     np.save(odd / "raw.npy", voxels)
     run = odd / "run"
     result = emtrain("dense-ssl", "--data", "raw.npy", "--out", run, *RUN, cwd=odd)
@@ -119,6 +121,41 @@ def test_a_run_its_folder_and_going_on(tmp_path):
     again = emtrain("dense-ssl", "--config", run / "config.json", "--out", tmp_path / "b")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "b" / "report.html").exists()
+
+
+def test_a_run_is_proven_evaluated_and_used(tmp_path):
+    data = "synthetic:shape=4x140x140"
+    made = emtrain("dense-ssl", "--data", data, "--out", "run", *RUN, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    at = {"cwd": tmp_path}
+    # Four steps teach nothing, so the proof fails: in words, and as an exit code.
+    proof = emtrain("shortcut", "run", "--audit-steps", "0", "--json", "proof.json", **at)
+    assert proof.returncode == 1 and "FAILED" in proof.stdout and "Traceback" not in proof.stderr
+    found = json.loads((tmp_path / "proof.json").read_text())
+    assert found["passed"] is False and found["figures"]["crop_vx"] == 65
+    evaluated = emtrain(
+        *("evaluate", "run", "--data", data, "--fit-z", "0:2", "--score-z", "3:4"),
+        *("--no-baselines", "--json", "scores.json"),
+        **at,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "pooled probe" in evaluated.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())["protocol"]["fit_slices"] == [0, 1]
+    assert (tmp_path / "run" / "images" / "evaluation.png").exists()
+    predicted = emtrain("predict", "run", "--data", data, "--out", "classes.zarr", **at)
+    assert predicted.returncode == 0, predicted.stderr
+    assert open_volume(tmp_path / "classes.zarr").shape == (4, 140, 140)
+    refused(emtrain("evaluate", "nowhere", "--data", data, **at), "no config.json")
+
+
+def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
+    (tmp_path / "config.json").write_text('{"command": "mae"}')
+    with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
+        cli._recipe_of(tmp_path, cli.PREDICTORS)
+    assert cli._range("--fit-z", "3:12") == (3, 12) and cli._range("--fit-z", None) is None
+    for wrong in ("3", "3:", "a:b", "-1:4"):
+        with pytest.raises(ValueError, match="--fit-z is .* wanted a range FIRST:END"):
+            cli._range("--fit-z", wrong)
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):
@@ -184,3 +221,21 @@ def test_info_of_this_machine_and_of_nothing(tmp_path):
 def test_debug_shows_the_traceback():
     result = emtrain("info", "nowhere", "--debug")
     assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_reports_and_places_that_cannot_be(tmp_path):
+    run = tmp_path / "run"
+    refused(
+        emtrain("dense-ssl", *DATA, "--out", run, "--gpus", "999"), "--gpus 999, but this machine"
+    )
+    refused(emtrain("dense-ssl", *DATA, "--out", run, "--gpus", "some"), "wanted a number or auto")
+    refused(
+        emtrain("dense-ssl", *DATA, "--out", run, "--slurm", "print"), "--gpus N or --processes N"
+    )
+    refused(
+        emtrain("dense-ssl", *DATA, *RUN, "--out", run, "--init", tmp_path),
+        "give --init the folder",
+    )
+    refused(emtrain("bench-train", "no-recipe"), "there are: dense-ssl")
+    refused(emtrain("report", tmp_path), "holds no run")
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,8 @@ from em_train.whole import replacing
 
 GAP_PX = 12
 TITLE_PX = 26
+SMALL_PX = 240  # panels that are smaller are enlarged
+TRUTH_COLOURS = 100  # where the colours of true classes begin
 GOLDEN = 0.6180339887  # steps of the golden ratio keep the hues of successive classes far apart
 
 
@@ -35,10 +37,25 @@ def class_map(codes: np.ndarray, classes: int, first: int = 0) -> np.ndarray:
     return palette(classes, first)[codes]
 
 
+def true_map(classes: np.ndarray, n: int) -> np.ndarray:
+    """True classes (Y, X) as colours of their own (Y, X, 3); below 0, unlabelled, is black.
+
+    A true class and a learned one have nothing to do with each other, so they share no colour.
+    """
+    colours = np.concatenate([palette(n, TRUTH_COLOURS), np.zeros((1, 3), np.uint8)])
+    return colours[classes]
+
+
 def overlay(raw: np.ndarray, colours: np.ndarray, opacity: float = 0.45) -> np.ndarray:
     """Colours over a grey slice: (Y, X) uint8, (Y, X, 3) -> (Y, X, 3)."""
     mixed = (1 - opacity) * raw[..., None] + opacity * colours
     return np.rint(mixed).astype(np.uint8)
+
+
+def enlarged(panels: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """Panels whose pixels are squares of pixels, so that small ones can be seen and titles fit."""
+    times = max(1, round(SMALL_PX / min(panel.shape[0] for _, panel in panels)))
+    return [(title, panel.repeat(times, 0).repeat(times, 1)) for title, panel in panels]
 
 
 def save_row(panels: Sequence[tuple[str, np.ndarray]], path: Path) -> None:

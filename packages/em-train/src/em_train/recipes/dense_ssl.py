@@ -2,130 +2,149 @@
 
     emtrain dense-ssl --data VOLUME --out RUN
 
-A position-free encoder gives every pixel a softmax over K classes. A small predictor guesses the
-codes of the middle slice of a stack from the codes of its neighbours. The cross-entropy between the
-two says how well content continues through the volume; a floor under the entropy of the mean code
-keeps the classes from collapsing into one. The target slice is turned and mirrored by itself, so
-that its codes cannot say where or which way up a pixel lies.
+A position-free encoder gives every pixel an embedding and a softmax over K classes. Three things are
+asked of them. What continues through the volume: a small predictor guesses the codes and embeddings of
+a slice from its neighbours. What stays the same: two views of that slice, turned, mirrored and changed
+in contrast by themselves, must agree. What is there: the embedding describes the texture around its
+pixel, as a filter bank measures it. A floor under the entropy of the mean code keeps the classes from
+collapsing into one.
 
-    stacks -> encoder -> codes -> predictor -> CE(target, prediction) + floor(H̄) -> AdamW, EMA
+    stacks -> views -> encoder -> predictor -> CE, InfoNCE, features + floor(H̄) -> AdamW, EMA
 """
 
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from em_data import (
     BlockSampler,
+    Box,
     GreyRange,
-    StackConfig,
-    Stream,
     Volume,
-    augment,
-    choose_sampler,
-    open_volume,
 )
+from em_data.geometry import int3
 from em_data.loader import Batch, Loader
 from em_losses import (
     cross_entropy,
+    cross_sample_variance,
+    draw_directions,
+    draw_places,
     entropy_floor,
     entropy_of_mean,
     entropy_sums_and_probabilities,
+    equivariance,
+    info_nce,
     kernels_in_use,
     mean_entropy,
+    pick,
+    sigreg,
 )
 from em_models import (
     DenseEncoder,
     DenseEncoderConfig,
+    FilterBank,
+    FilterBankConfig,
+    Geometry,
+    Projector,
+    ProjectorConfig,
     SlicePredictor,
     SlicePredictorConfig,
+    TimmEncoder,
+    TimmEncoderConfig,
     count_parameters,
     save,
 )
+from em_models.predictor import Kind as PredictorKind
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from em_train import checkpoint, optim
-from em_train.dense_report import agreement, preview, write_report
-from em_train.device import Device, Precision, autocast, choose_device
+from em_train import checkpoint, distributed, optim, precision
+from em_train.dense_data import DataConfig, fingerprint, learned, make_loader, open_volumes
+from em_train.dense_report import agreement, preview, prove_run, write_report
+from em_train.dense_views import look
+from em_train.device import choose_device
+from em_train.distributed import reduce
+from em_train.ema import moving_average
 from em_train.errors import CheckpointError
 from em_train.metrics import effective_classes
 from em_train.optim import OptimConfig
-from em_train.progress import meter, say
+from em_train.progress import Watch, meter, say
+from em_train.run_config import RunConfig
 from em_train.run_folder import RunFolder
 from em_train.stop import StopRequest
+from em_train.update import Update
 
-SAME_SCALE = 1.1  # largest ratio of the voxel sizes of volumes that are learned together
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read."""
-
-    volumes: tuple[str, ...] = ("synthetic:",)
-    """Addresses of raw volumes; `synthetic:` is generated on the fly."""
-    at_nm: tuple[float, float, float] | None = None
-    """Wanted voxel size (z, y, x) in nm: the nearest level of each volume. Without it, the finest."""
-    stack: StackConfig = field(default_factory=StackConfig)
-    batch_size: PositiveInt = 8
-    """Stacks per step."""
-    samples_per_epoch: PositiveInt = 2000
-    """Stacks after which an epoch is counted."""
-    memory_gib: PositiveFloat = 2.0
-    """Memory for voxels in GiB. Volumes that fit are held; larger ones are read block by block."""
-    threads: PositiveInt = 2
-    """Reading threads."""
-    photometry: NonNegativeFloat = 0.3
-    """Strength of the changes of contrast, brightness and gamma of every slice."""
+DIRECTIONS = 64  # of SIGReg, drawn anew every step
+FITTED_PLACES, FITTED_VX = 8, 256  # windows of each volume that the filter bank is standardised by
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What is trained."""
 
+    kind: Literal["dense", "timm"] = "dense"
+    """dense: the encoder of model.encoder. timm: a backbone of timm with a decoder, of model.timm."""
     encoder: DenseEncoderConfig = field(default_factory=DenseEncoderConfig)
+    timm: TimmEncoderConfig = field(
+        default_factory=lambda: TimmEncoderConfig(backbone="convnext_atto", max_stride=4)
+    )
+    predictor: PredictorKind = "shallow"
+    """shallow, dilated, unet or jepa: how the target is guessed from its neighbours."""
     predictor_width: PositiveInt = 64
     """Channels of the predictor's hidden layers."""
     predictor_layers: PositiveInt = 2
-    """3 × 3 convolutions of the predictor."""
+    """Convolutions, levels or blocks of the predictor."""
+    projection: PositiveInt = 32
+    """Channels in which embeddings are told apart."""
+
+    @property
+    def chosen(self) -> DenseEncoderConfig | TimmEncoderConfig:
+        """The configuration of the encoder that is trained."""
+        return self.timm if self.kind == "timm" else self.encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is asked for."""
+    """What is asked for. A weight of 0 leaves a term out."""
 
-    target: Literal["online", "ema"] = "online"
-    """Who gives the target codes: the encoder itself, with gradient, or its moving average."""
-    classes_at_least: Annotated[float, Field(ge=1)] = 30.0
-    """Floor under exp(H̄), the number of classes that the mean code is spread over."""
-    floor_weight: NonNegativeFloat = 5.0
-    """Weight of that floor."""
+    target: Literal["online", "detached", "ema"] = "online"
+    """Who gives the target codes: the encoder itself, with gradient or without, or its moving average."""
+    context_weight: NonNegativeFloat = 0.5
+    """Weight of the cross-entropy between the target's codes and those that its neighbours predict."""
+    view_weight: NonNegativeFloat = 0.5
+    """Weight of the cross-entropy between the codes of two views of the target."""
+    spread: Literal["floor", "information", "sigreg"] = "floor"
+    """What keeps the classes from falling together: a floor under the entropy H̄ of the mean code; as
+    much H̄ as possible; or the distance of the images' mean codes from a normal distribution."""
+    spread_weight: NonNegativeFloat = 5.0
+    """Weight of that."""
+    classes_at_least: Annotated[float, Field(ge=1)] = 40.0
+    """The floor under exp(H̄), the number of classes that the mean code is spread over."""
     sharpen_weight: NonNegativeFloat = 0.1
     """Weight of the mean entropy of the pixels' codes: higher makes them more decided."""
+    contrast_weight: NonNegativeFloat = 0.5
+    """Weight of InfoNCE between two views of a place, and between what its neighbours predict and it."""
+    contrast_pixels: PositiveInt = 1024
+    """Places of a batch that are told apart."""
+    contrast_temperature: PositiveFloat = 0.1
+    """Temperature of InfoNCE: lower looks at the most similar places only."""
+    feature_weight: NonNegativeFloat = 4.0
+    """Weight of the regression of the filter bank's features from the embedding."""
+    variance_weight: NonNegativeFloat = 0.0
+    """Weight of the variance over samples of the codes at one place, which is made large."""
+    equivariance_weight: NonNegativeFloat = 0.0
+    """Weight of the squared difference between codes of a turned image and turned codes."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How it is run. Keys other than the seed may change when a run is resumed."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the weights, the samples and the augmentation."""
-    device: Device = "auto"
-    """auto, cuda, mps or cpu."""
-    precision: Precision = "auto"
-    """auto (bf16 on CUDA, fp32 elsewhere), fp32 or bf16."""
-    log_every: PositiveInt = 10
-    """Steps between rows of metrics.jsonl."""
-    picture_every: PositiveInt = 100
-    """Steps between pictures of the classes."""
-    checkpoint_every: PositiveInt = 200
-    """Steps between checkpoints."""
+    @property
+    def views(self) -> int:
+        """How many times the target is seen."""
+        return 2 if self.view_weight or self.contrast_weight or self.equivariance_weight else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,41 +158,57 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        encoder, size = self.model.encoder, self.data.stack.size_vx
-        least = encoder.crop_size(2 * self.model.predictor_layers + 1)
-        if size < least or (size - least) % encoder.pitch:
-            fits = max(least, size - (size - least) % encoder.pitch)
+        classes, floor = self.model.chosen.classes, self.loss.classes_at_least
+        if self.loss.spread == "floor" and floor > classes:
             raise ValueError(
-                f"data.stack.size_vx is {size}; the codes must lie evenly in the window, so take "
-                f"{fits} or {fits + encoder.pitch} (at least {least})"
+                f"loss.classes_at_least is {floor}, above the {classes} classes of the encoder; lower it"
             )
-        if self.loss.classes_at_least > self.model.encoder.classes:
-            raise ValueError(
-                f"loss.classes_at_least is {self.loss.classes_at_least}, above the "
-                f"{self.model.encoder.classes} classes of model.encoder.classes; lower it"
-            )
+        if self.model.kind == "dense":  # a timm encoder must be built first
+            check_window(self, self.model.encoder.geometry)
+
+
+def check_window(config: Config, geometry: Geometry) -> None:
+    """Refuse a window in which the codes do not lie evenly: turned, they would miss each other."""
+    size, margin = config.data.stack.size_vx, predictor_of(config).margin
+    least = geometry.crop_size(2 * margin + 1)
+    if size < least or (size - least) % geometry.pitch:
+        fits = max(least, size - (size - least) % geometry.pitch)
+        raise ValueError(
+            f"data.stack.size_vx is {size}; the codes must lie evenly in the window, so take "
+            f"{fits} or {fits + geometry.pitch} (at least {least})"
+        )
 
 
 def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     """Train in `folder`; True when all steps are done, False when a signal asked to stop."""
-    torch.manual_seed(config.run.seed)
     device = choose_device(config.run.device)
+    precision.allow_tf32(config.run.tf32)
 
     # Data: slices as stored, in stacks around a target slice.
     volumes = open_volumes(config.data)
-    loader = make_loader(volumes, config)
+    loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
     data = fingerprint(loader)
 
     # Model: the encoder, the predictor, and the moving average of both.
-    networks = make_networks(config).to(device)
-    average = AveragedModel(
-        networks, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay), use_buffers=True
-    ).eval()
+    torch.manual_seed(config.run.seed)  # here, because what was loaded before may have drawn
+    networks = make_networks(config)
+    if config.loss.feature_weight:
+        standardise(bank_of(networks), loader, config.data)
+    networks.to(device)
+    if config.run.init and not resume:
+        checkpoint.initialise(networks, config.run.init)
+    average = moving_average(networks, config.optim)
     averaged: Any = average.module
+    if config.run.compile:
+        for network in networks.children():
+            network.compile()
+    measure = distributed.parallel(losses, networks)
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim)
-    schedule = optim.cosine(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim)
+    scaler = precision.grad_scaler(config.run.precision, device)
+    update = Update(networks, optimiser, config.optim, scaler)
 
     # Resume.
     parts: dict[str, Any] = {
@@ -181,22 +216,23 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         "average": average,
         "optimiser": optimiser,
         "schedule": schedule,
+        "update": update,
     }
 
     def snapshot(step: int) -> None:
-        state = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.save(folder.checkpoints, step, state | {"data": data})
+        if folder.leads:
+            state = {name: part.state_dict() for name, part in parts.items()} | {"data": data}
+            checkpoint.save(folder.checkpoints, step, state, keep=config.run.keep_checkpoints)
 
     start = 0
     if resume and checkpoint.exists(folder.checkpoints):
-        state = checkpoint.load(folder.checkpoints)
+        state = checkpoint.load(folder.checkpoints, world=config.run.world)
         if state["data"] != data:
             raise CheckpointError(
                 f"{folder.path} was trained on other data: then {state['data']}, now {data}; give it "
                 "the same volumes, or start a new run with another --out"
             )
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        checkpoint.restore(parts, state, folder.checkpoints)
         start = state["step"]
     else:
         snapshot(0)  # a run that is killed early can be resumed too
@@ -204,39 +240,33 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, networks, device, start)
 
     # Loop.
-    steps, since, clock, words = config.optim.steps, start, time.perf_counter(), ""
+    steps, every, words = config.optim.steps, config.optim.accumulate, ""
     picture = partial(preview, averaged["encoder"], volumes[0], loader.ranges[0], folder)
+    slices = config.data.batch_size * every * len(config.data.stack.offsets_z)  # per step
     with StopRequest() as stop, meter("dense-ssl", steps, start) as bar:
-        for step, batch in enumerate(loader.batches(start, steps), start + 1):
-            with autocast(config.run.precision, device):
+        watch = Watch(loader.batches(start * every, steps * every))
+        for number, batch in enumerate(watch, start * every + 1):
+            step = math.ceil(number / every)
+            with precision.autocast(config.run.precision, device):
                 teacher = averaged["encoder"] if config.loss.target == "ema" and step > 1 else None
-                terms = losses(networks, teacher, batch.to(device), config)
-            optimiser.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            norm = nn.utils.clip_grad_norm_(networks.parameters(), config.optim.clip_norm)
-            if not (terms["loss"].isfinite() and norm.isfinite()):
-                raise FloatingPointError(
-                    f"step {step}: loss {terms['loss'].item():g}, gradient norm {norm.item():g}; "
-                    "nothing of this step was kept. Look at the data of samples "
-                    f"{batch.keys[0].number} to {batch.keys[-1].number} of epoch "
-                    f"{batch.keys[0].epoch}, or start again with a lower optim.lr"
-                )
-            optimiser.step()
+                terms = measure(teacher, batch.to(device), config)
+            if not update(terms["loss"]):
+                continue  # more batches belong to this step
             schedule.step()
             average.update_parameters(networks)
 
             if step % config.run.log_every == 0 or step == steps:
-                speed = (
-                    (step - since) * batch.raw[:, :, 0, 0].numel() / (time.perf_counter() - clock)
-                )
-                since, clock = step, time.perf_counter()
                 row: dict[str, float] = {name: value.item() for name, value in terms.items()}
-                row |= {"lr": float(schedule.get_last_lr()[0]), "slices_per_s": round(speed, 1)}
+                row |= (
+                    update.row() | watch.row("slices_per_s", slices / every) | {"lr": schedule.lr}
+                )
                 folder.record({"step": step, **row})
+                update.check(step, batch, folder.path)
+                schedule.measure(row["loss"])
                 words = note(row)
             bar.update(step, words)
-            last = step == steps or stop.name is not None
-            if step % config.run.picture_every == 0 or step == steps:
+            last = stop.agreed() or step == steps
+            if folder.leads and (step % config.run.picture_every == 0 or step == steps):
                 picture(f"step-{step:06d}")
             if step % config.run.checkpoint_every == 0 or last:
                 snapshot(step)
@@ -245,11 +275,24 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 return False
 
     # Result: weights for use elsewhere, pictures, report.
+    if not folder.leads:
+        return True
     save(averaged["encoder"], folder.weights / "encoder")
     save(averaged["predictor"], folder.weights / "predictor")
     picture("classes")
     summary = summarise(averaged["encoder"], volumes[0], loader.ranges[0], folder)
-    write_report(folder, config, summary)
+    proof = None
+    if not config.data.shuffle_context:
+        proof = prove_run(
+            averaged["encoder"],
+            volumes[0],
+            loader.ranges[0],
+            folder.path,
+            crop_vx=config.data.stack.size_vx,
+            seed=config.run.seed,
+        )
+        summary["proof"] = proof.sentence
+    write_report(folder, config, summary, proof)
     for name, value in summary.items():
         say(f"{name}: {value}")
     folder.log(f"finished at step {steps}")
@@ -260,118 +303,217 @@ def losses(
     networks: nn.ModuleDict, teacher: nn.Module | None, batch: Batch, config: Config
 ) -> dict[str, Tensor]:
     """The loss of one batch and the numbers that are logged beside it."""
-    image = batch.image()  # (B, Z, Y, X)
-    b, z = image.shape[:2]
-    middle = config.data.stack.offsets_z.index(0)
-    context = [i for i in range(z) if i != middle]
-    seed, keys, device = config.run.seed, batch.keys, image.device
-
-    # The whole stack is turned at random, and the target once more by itself.
-    photometry = augment.draw(seed, Stream.PHOTOMETRY, keys, (z, 3), device)
-    image = augment.photometry(image, photometry, config.data.photometry)
-    turn_stack = augment.symmetries(augment.draw(seed, Stream.SYMMETRY, keys, (1,), "cpu"))
-    turn_target = augment.symmetries(augment.draw(seed, Stream.TARGET_SYMMETRY, keys, (1,), "cpu"))
-    image = augment.transform(image, turn_stack)
-    target = augment.transform(image[:, middle], turn_target)  # (B, Y, X)
-    image = torch.cat([image[:, context], target[:, None]], 1)  # target last
-
-    # Codes of all slices; those of the target are turned back to lie on its neighbours.
-    codes = networks["encoder"](image.flatten(0, 1)[:, None]).logits.float()  # (B·Z, K, y, x)
-    sums, probabilities = entropy_sums_and_probabilities(codes)
-    stacked = probabilities.unflatten(0, (b, z))  # (B, Z, K, y, x)
+    weight, stack = config.loss, config.data.stack
+    encoder: Any = networks["encoder"]
     predictor: Any = networks["predictor"]
-    prediction = predictor(stacked[:, :-1]).float()  # (B, K, y − 2m, x − 2m)
+    views = look(
+        batch,
+        middle=stack.offsets_z.index(0),
+        count=weight.views,
+        rim=rim(config),
+        seed=config.run.seed,
+        photometry=config.data.photometry,
+        turn=config.data.turn_target,
+        shuffle=config.data.shuffle_context,
+    )
+    b, n = views.context.shape[:2]
+    v = views.targets.shape[1]
+
+    # Codes and embeddings of all images; those of the views turned back to lie on the context.
+    images = torch.cat([views.context, views.targets], 1).flatten(0, 1)[:, None]
+    codes = encoder(images)
+    logits, embedding = (maps.float().unflatten(0, (b, n + v)) for maps in codes[:2])
+    sums, p = entropy_sums_and_probabilities(logits.flatten(0, 1))
+    p = p.unflatten(0, (b, n + v))  # (B, N + V, K, Y, X)
+    m = predictor.margin
+    inner = (..., slice(m, -m), slice(m, -m))
+    seen = views.back(embedding[:, n:])  # (B, V, E, Y, X)
     if teacher is None:
-        target_codes = stacked[:, -1]
+        target = views.back(p[:, n:])  # (B, V, K, Y, X)
+        target = target.detach() if weight.target == "detached" else target
     else:
         with torch.no_grad():
-            target_codes = teacher(target[:, None]).logits.float().softmax(1)
-    m = predictor.margin
-    target_codes = augment.transform_back(target_codes, turn_target)[..., m:-m, m:-m]
+            logits_ema = teacher(images).logits.float().unflatten(0, (b, n + v))
+            target = views.back(logits_ema[:, n:].softmax(2))
+    terms = {}
 
-    # Predict the target, keep the mean code spread over classes, decide every pixel.
-    spread, undecided = entropy_of_mean(sums), mean_entropy(sums)
-    pred = cross_entropy(target_codes, prediction)
-    floor = entropy_floor(spread, floor=math.log(config.loss.classes_at_least))
-    loss = pred + config.loss.floor_weight * floor + config.loss.sharpen_weight * undecided
+    # What continues through the volume, and what stays the same between views.
+    prediction = predictor(p[:, :n]).float()  # (B, K, Y − 2m, X − 2m)
+    terms["pred"] = cross_entropy(target[:, 0][inner], prediction, reduce=reduce)
+    loss = weight.context_weight * terms["pred"]
+    if weight.view_weight:
+        first, second = views.back(logits[:, n:]).unbind(1)
+        terms["view"] = 0.5 * (
+            cross_entropy(target[:, 0], second, reduce=reduce)
+            + cross_entropy(target[:, 1], first, reduce=reduce)
+        )
+        loss = loss + weight.view_weight * terms["view"]
+    if weight.contrast_weight:
+        project, foresee = networks["project"], networks["foresee"]
+        keys = project(seen.flatten(0, 1)).unflatten(0, (b, v))
+        foreseen = project(foresee(embedding[:, :n]))  # (B, D, Y − 2m, X − 2m)
+        for name, one, other in (
+            ("contrast_context", foreseen, keys[:, 0][inner]),
+            ("contrast_view", keys[:, 0], keys[:, 1]),
+        ):
+            places = places_of(batch, one, config)
+            terms[name] = info_nce(
+                pick(one, places),
+                pick(other, places),
+                temperature=weight.contrast_temperature,
+                gather=distributed.gather,
+                reduce=reduce,
+            )
+            loss = loss + weight.contrast_weight * terms[name]
+
+    # What is there: the features of the target as it was before any change.
+    if weight.feature_weight:
+        with torch.no_grad():
+            features = features_of(bank_of(networks), views.clean, encoder)  # (B, F, Y, X)
+        described = networks["describe"](seen.flatten(0, 1)).float().unflatten(0, (b, v))
+        terms["feature"] = F.smooth_l1_loss(described, features[:, None].expand_as(described))
+        loss = loss + weight.feature_weight * terms["feature"]
+
+    # Keep the codes spread over classes, decide every pixel.
+    spread, undecided = entropy_of_mean(sums, reduce=reduce), mean_entropy(sums, reduce=reduce)
+    if weight.spread == "sigreg":
+        samples = p.mean((3, 4)).flatten(0, 1)  # (B·(N + V), K)
+        step = (config.run.seed, *batch.keys[0])
+        directions = draw_directions(DIRECTIONS, samples.shape[1], key=step).to(samples)
+        terms["reg"] = sigreg(samples, directions, reduce=reduce)
+    elif weight.spread == "information":
+        terms["reg"] = -spread
+    else:
+        terms["reg"] = entropy_floor(spread, floor=math.log(weight.classes_at_least))
+    loss = loss + weight.spread_weight * terms["reg"] + weight.sharpen_weight * undecided
+
+    # Two penalties of earlier attempts, off by default.
+    if weight.variance_weight:
+        terms["var"] = cross_sample_variance(p[:, n], reduce=reduce)
+        loss = loss - weight.variance_weight * terms["var"]
+    if weight.equivariance_weight:
+        still, turned = views.back(p[:, n:]).unbind(1)
+        terms["equivariance"] = equivariance(still, turned, turn=lambda maps: maps, reduce=reduce)
+        loss = loss + weight.equivariance_weight * terms["equivariance"]
     with torch.no_grad():
-        most, hard = probabilities.max(1)
-        active = torch.tensor(effective_classes(hard))
+        most, hard = p.max(2)
+        plain = predictor.from_mean(p[:, :n])
+        beyond = cross_entropy(target[:, 0][inner], plain, reduce=reduce) - terms["pred"]
     return {
         "loss": loss,
-        "pred": pred,
-        "information": spread - pred,
+        **terms,
+        "information": spread - terms["pred"],
+        "beyond_mean": beyond,
         "mean_classes": spread.exp(),
-        "entropy": undecided,
+        "cond": undecided,
         "max_probability": most.mean(),
-        "active_classes": active,
+        "active_classes": torch.tensor(effective_classes(hard)),
+        "unique_classes": torch.tensor(float(hard.unique().numel())),
     }
+
+
+def places_of(batch: Batch, maps: Tensor, config: Config) -> Tensor:
+    """Pixels of maps (B, C, Y, X) to be told apart, as many of each sample: (M,)."""
+    pixels, count = maps[0, 0].numel(), config.loss.contrast_pixels // config.data.batch_size
+    drawn = [draw_places(pixels, max(2, count), key=(config.run.seed, *key)) for key in batch.keys]
+    return torch.cat([number * pixels + one for number, one in enumerate(drawn)])
+
+
+def features_of(bank: FilterBank, clean: Tensor, encoder: Any) -> Tensor:
+    """Features of the pixels that have codes: (B, 1, S + 2·rim, …) -> (B, F, Y, X)."""
+    geometry = encoder.geometry
+    cut = max(0, geometry.margin - bank.config.margin)
+    rows = slice(cut, clean.shape[-1] - cut)
+    return bank(clean[..., rows, rows], step=geometry.pitch)
+
+
+def rim(config: Config) -> int:
+    """Pixels that the filter bank sees and the encoder does not, at each border."""
+    if not config.loss.feature_weight:
+        return 0
+    return max(0, FilterBankConfig().margin - geometry_of(config.model).margin)
+
+
+@lru_cache
+def geometry_of(model: ModelConfig) -> Geometry:
+    """How the codes of the encoder lie in its input."""
+    return encoder_of(model).geometry
+
+
+def encoder_of(model: ModelConfig) -> DenseEncoder | TimmEncoder:
+    """A new encoder."""
+    return TimmEncoder(model.timm) if model.kind == "timm" else DenseEncoder(model.encoder)
+
+
+def predictor_of(config: Config) -> SlicePredictorConfig:
+    """The predictor that fits the encoder and the stack."""
+    return SlicePredictorConfig(
+        kind=config.model.predictor,
+        classes=config.model.chosen.classes,
+        context=len(config.data.stack.offsets_z) - 1,
+        width=config.model.predictor_width,
+        layers=config.model.predictor_layers,
+    )
+
+
+def rehearse(
+    config: Config, device: torch.device
+) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
+    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+    volumes = open_volumes(config.data)
+    loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
+    networks = make_networks(config)
+    if config.loss.feature_weight:
+        standardise(bank_of(networks), loader, config.data)
+    return networks.to(device), loader, lambda n, batch: losses(n, None, batch, config)["loss"]
 
 
 def check(config: Config) -> None:
     """Refuse what cannot run before anything is written."""
     choose_device(config.run.device)
     kernels_in_use()
+    check_window(config, geometry_of(config.model))
     make_networks(config)
-    make_loader(open_volumes(config.data, hold=False), config)
-
-
-def open_volumes(config: DataConfig, *, hold: bool = True) -> list[Volume]:
-    """The raw volumes, held in memory where all of them fit."""
-    volumes = [open_volume(address, at_nm=config.at_nm) for address in config.volumes]
-    if not volumes:
-        raise ValueError("data.volumes is empty; name at least one volume, with --data")
-    sizes = [volume.voxel_size_nm for volume in volumes if volume.voxel_size_nm is not None]
-    for axis, values in zip("zyx", zip(*sizes, strict=True), strict=False):
-        if max(values) > SAME_SCALE * min(values):
-            raise ValueError(
-                f"the volumes have voxels of {min(values):g} to {max(values):g} nm along {axis}; one "
-                "encoder sees one scale: choose levels that match, with data.at_nm"
-            )
-    if hold and sum(volume.nbytes for volume in volumes) <= config.memory_gib * 2**30:
-        volumes = [volume.held_in_memory() for volume in volumes]
-    return volumes
-
-
-def make_loader(volumes: list[Volume], config: Config) -> Loader:
-    """Stacks of independent places, or by block shuffle where the memory is too small for all."""
-    data = config.data
-    sampler = choose_sampler(
-        volumes,
-        data.stack,
-        seed=config.run.seed,
-        samples_per_epoch=data.samples_per_epoch,
-        slots=data.batch_size,
-        budget_bytes=int(data.memory_gib * 2**30),
-    )
-    return Loader(
-        volumes,
-        sampler,
-        batch_size=data.batch_size,
-        samples_per_epoch=data.samples_per_epoch,
-        threads=data.threads,
+    make_loader(
+        open_volumes(config.data, hold=False), config.data, rim=rim(config), seed=config.run.seed
     )
 
 
 def make_networks(config: Config) -> nn.ModuleDict:
-    """The encoder, and the predictor that fits it."""
-    predictor = SlicePredictorConfig(
-        classes=config.model.encoder.classes,
-        context=len(config.data.stack.offsets_z) - 1,
-        width=config.model.predictor_width,
-        layers=config.model.predictor_layers,
-    )
-    return nn.ModuleDict(
-        {"encoder": DenseEncoder(config.model.encoder), "predictor": SlicePredictor(predictor)}
-    )
+    """The encoder and what it is trained with: everything but the encoder is thrown away after."""
+    model, loss, predictor = config.model, config.loss, predictor_of(config)
+    encoder, channels = encoder_of(model), model.chosen.embedding
+    networks = nn.ModuleDict({"encoder": encoder, "predictor": SlicePredictor(predictor)})
+    if loss.contrast_weight:
+        foresee = replace(predictor, given="embedding", classes=channels)
+        networks["foresee"] = SlicePredictor(foresee)
+        networks["project"] = Projector(ProjectorConfig(inputs=channels, outputs=model.projection))
+    if loss.feature_weight:
+        bank = FilterBank(FilterBankConfig())
+        networks["bank"] = bank
+        networks["describe"] = nn.Conv2d(channels, bank.config.features, 1)
+    return networks
 
 
-def fingerprint(loader: Loader) -> str:
-    """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
-    volumes = [f"{volume.dtype} {volume.shape}" for volume in loader.volumes]
-    sampler = loader.sampler
-    plan = f", blocks {sampler.plan}" if isinstance(sampler, BlockSampler) else ""
-    return ", ".join(volumes) + plan
+def bank_of(networks: nn.ModuleDict) -> FilterBank:
+    """The filter bank among the networks."""
+    bank = networks["bank"]
+    assert isinstance(bank, FilterBank)
+    return bank
+
+
+def standardise(bank: FilterBank, loader: Loader, config: DataConfig) -> None:
+    """Give all features of the filter bank the same weight, by places spread over the volumes."""
+    images = []
+    boxes = learned(loader.volumes, config)
+    for volume, box, grey in zip(loader.volumes, boxes, loader.ranges, strict=True):
+        side = min(FITTED_VX, *volume.shape[1:])
+        for part in torch.linspace(0, 1, FITTED_PLACES).tolist():
+            room = zip(box.origin_vx, box.size_vx, (1, side, side), strict=True)
+            origin = int3([o + int(part * (n - s)) for o, n, s in room])
+            images.append(torch.from_numpy(grey.unit(volume.read(Box(origin, (1, side, side))))))
+    side = min(image.shape[-1] for image in images)
+    bank.fit(torch.stack([image[..., :side, :side] for image in images]))
 
 
 def announce(

@@ -1,0 +1,366 @@
+"""How labellings and features are compared with the truth: one protocol for every method.
+
+Fitting slices, where codes get names and probes are trained, and scoring slices, at the same pixels
+for every method: every few pixels, away from the borders. Which slices is said by the user; nothing
+of the scoring slices is used before they are scored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from em_data import Box, GreyRange, Volume, open_volume, place_mask
+from em_data.labels import Layer
+from rich import box as boxes
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from em_train.metrics import (
+    contingency,
+    effective_classes,
+    homogeneity,
+    iou,
+    majority_names,
+    matched_names,
+    nmi,
+)
+from em_train.probe import Probe, few_of_each, fit_probe
+
+UNLABELLED = -1
+BORDERS = "borders:"
+CLASSES = "classes"  # label image that synthetic volumes carry
+WINDOW_VX = 768  # side of the window in the middle of a slice that is looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Which pixels are fitted and scored."""
+
+    fit_z: tuple[int, int] | None = None
+    """Slices [first, end) that codes are named and probes trained on. Without it, all labelled ones,
+    or the first 60 % where the same volume is scored."""
+    score_z: tuple[int, int] | None = None
+    """Slices [first, end) that are scored. Without it, all, or the last 30 % of the same volume."""
+    border_vx: int = 40
+    """Pixels at each border of a slice that are left out."""
+    grid_vx: int = 4
+    """Pixels between those that are looked at."""
+    slices: int = 16
+    """At most so many slices are fitted and scored, spread evenly over their range."""
+    clusters: int = 50
+    """Clusters of the baselines."""
+    seed: int = 0
+    """Of the clusterings and of the pixels that probes are trained on."""
+
+    def __post_init__(self) -> None:
+        if self.border_vx < 0 or min(self.grid_vx, self.slices) < 1 or self.clusters < 2:
+            raise ValueError(
+                f"{self}: wanted border_vx ≥ 0, grid_vx and slices ≥ 1, and clusters ≥ 2"
+            )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Label volumes on a raw volume: classes 0, 1, …, a later one wins."""
+
+    names: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    borders: bool  # between instances
+    whole: bool  # one volume that holds all classes
+
+    def read(self, z: int, height: int, width: int) -> np.ndarray:
+        """The class of every pixel of a slice of the raw volume, `UNLABELLED` where unknown."""
+        classes = np.full((height, width), UNLABELLED, np.int64)
+        for number, layer in enumerate(self.layers):
+            values = _nearest(layer, z, height, width)
+            if values is None:
+                continue
+            known = values >= 0
+            if self.whole:
+                classes[known] = values[known]
+            elif self.borders:
+                classes[known] = _borders(values)[known]
+            else:
+                classes[known & (classes == UNLABELLED)] = 0
+                classes[values > 0] = number + 1
+        return classes
+
+    def slices(self) -> range:
+        """The slices that every label volume covers."""
+        covered = [layer.covered for layer in self.layers]
+        low = max(box.origin_vx[0] for box in covered if box)
+        high = min(box.origin_vx[0] + box.size_vx[0] for box in covered if box)
+        return range(low, high)
+
+
+class Pixels(NamedTuple):
+    """Slices with the truth at the places that count."""
+
+    planes: list[Tensor]  # (Y, X) in [0, 1]
+    classes: Tensor  # (Z, y, x) at every grid_vx-th pixel, UNLABELLED where it does not count
+    where: list[tuple[int, int, int]]  # z, y, x of the first pixel of each plane
+
+
+def open_truth(raw: Volume, addresses: Sequence[str], beside: Volume) -> Truth:
+    """Labels on the voxels of `raw`: addresses, or names of label images stored beside a volume.
+
+    One volume with values above 1 is a map of classes. Several, or a single one of 0 and 1, are one
+    class each, after `rest`. `borders:` before a volume of instances makes two classes: inside, and
+    where the instance changes. The label voxel nearest to a raw voxel counts.
+    """
+    if not addresses and CLASSES not in beside.label_names:
+        raise ValueError(
+            f"no labels {CLASSES!r} are stored beside {beside.source} (there are: "
+            f"{', '.join(beside.label_names) or 'none'}); name label volumes with --labels"
+        )
+    addresses = addresses or [CLASSES]
+    borders = addresses[0].startswith(BORDERS)
+    if borders and len(addresses) > 1:
+        raise ValueError(f"{BORDERS} takes one volume of instances; got {len(addresses)} labels")
+    opened = []
+    for address in addresses:
+        name = address.removeprefix(BORDERS)
+        stored = name in beside.label_names
+        opened.append(beside.labels(name) if stored else open_volume(name))
+    for volume in opened:
+        if volume.dtype.kind not in "bui":
+            raise ValueError(f"{volume.source} holds {volume.dtype}; wanted integer labels")
+    layers = tuple(place_mask(raw, volume) for volume in opened)
+    if borders:
+        return Truth(("inside", "border"), layers, True, False)
+    if len(layers) == 1:
+        classes = 1 + _largest(opened[0])
+        if classes > 2:
+            return Truth(tuple(f"class {i}" for i in range(classes)), layers, False, True)
+    names = [volume.source.rstrip("/").rpartition("/")[2] for volume in opened]
+    return Truth(("rest", *names), layers, False, False)
+
+
+def _largest(volume: Volume) -> int:
+    value = max(
+        int(volume.read(Box((z, 0, 0), (1, *volume.shape[1:]))).max())
+        for z in range(volume.shape[0])
+    )
+    if value > 255:
+        raise ValueError(
+            f"{volume.source} holds labels up to {value}; wanted at most 256 classes: for instances, "
+            f"write {BORDERS} before it"
+        )
+    return value
+
+
+def _nearest(layer: Layer, z: int, height: int, width: int) -> np.ndarray | None:
+    """The label nearest to every pixel of a slice, −1 outside the labels; None if none is inside."""
+    at_z = int(layer.nearest(0, z, z + 1)[0])
+    rows, columns = layer.nearest(1, 0, height), layer.nearest(2, 0, width)
+    depth, high, wide = layer.volume.shape
+    in_rows, in_columns = (rows >= 0) & (rows < high), (columns >= 0) & (columns < wide)
+    if not (0 <= at_z < depth and in_rows.any() and in_columns.any()):
+        return None
+    y, x = rows[in_rows], columns[in_columns]
+    origin = (at_z, int(y.min()), int(x.min()))
+    size = (1, int(y.max()) - origin[1] + 1, int(x.max()) - origin[2] + 1)
+    values = layer.volume.read(Box(origin, size))[0].astype(np.int64)
+    found = np.full((height, width), UNLABELLED, np.int64)
+    found[np.ix_(in_rows, in_columns)] = values[np.ix_(y - origin[1], x - origin[2])]
+    return found
+
+
+def _borders(instances: np.ndarray) -> np.ndarray:
+    """1 where one of the four neighbours belongs to another instance: (Y, X)."""
+    border = np.zeros(instances.shape, np.int64)
+    for axis in (0, 1):
+        differ = np.diff(instances, axis=axis) != 0
+        below = [(0, 0), (0, 0)]
+        above = [(0, 0), (0, 0)]
+        below[axis], above[axis] = (1, 0), (0, 1)
+        border |= np.pad(differ, below) | np.pad(differ, above)
+    return border
+
+
+def choose_slices(
+    option: str, wanted: tuple[int, int], truth: Truth, protocol: Protocol
+) -> list[int]:
+    """Slices of a range [first, end), evenly spread, all with labels."""
+    (first, end), labelled = wanted, truth.slices()
+    if first >= end or first < labelled.start or end > labelled.stop:
+        raise ValueError(
+            f"{option} is {first}:{end}; labels are there for slices "
+            f"{labelled.start}:{labelled.stop}, give a range of these"
+        )
+    count = min(protocol.slices, end - first)
+    return sorted({int(z) for z in np.linspace(first, end - 1, count).round()})
+
+
+def read_pixels(
+    raw: Volume,
+    truth: Truth,
+    grey: GreyRange,
+    planes: Sequence[int],
+    protocol: Protocol,
+    border: int,
+) -> Pixels:
+    """Slices of a volume with their truth; what lies within `border` of the edge does not count."""
+    height, width = raw.shape[1:]
+    grid = protocol.grid_vx
+    high, wide = (min(n, WINDOW_VX + 2 * border) for n in (height, width))
+    y0, x0 = (height - high) // 2, (width - wide) // 2
+    if min(high, wide) - 2 * border < grid:
+        raise ValueError(
+            f"slices of {height} × {width} px have no pixels that are {border} px from every border; "
+            "lower --border-vx, or take a larger volume"
+        )
+    images, classes, where = [], [], []
+    for z in planes:
+        window = Box((z, y0, x0), (1, high, wide))
+        images.append(torch.from_numpy(grey.unit(raw.read(window))[0]))
+        found = truth.read(z, height, width)[y0 : y0 + high, x0 : x0 + wide]
+        found[:border], found[high - border :] = UNLABELLED, UNLABELLED
+        found[:, :border], found[:, wide - border :] = UNLABELLED, UNLABELLED
+        classes.append(torch.from_numpy(found[::grid, ::grid].copy()))
+        where.append((z, y0, x0))
+    pixels = Pixels(images, torch.stack(classes), where)
+    if not (pixels.classes >= 0).any():
+        raise ValueError(f"no pixel of slices {list(planes)} of {raw.source} is labelled")
+    return pixels
+
+
+# Scores ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeScore:
+    """How well hard codes agree with the truth on the scoring slices."""
+
+    nmi: float
+    hom: float
+    m2o_miou: float
+    m2o_iou: tuple[float, ...]
+    hungarian_miou: float
+    classes: float
+    names: tuple[int, ...]
+    """The class that the majority of each code's fitting pixels has."""
+
+
+def score_codes(
+    fit_codes: Tensor, fit_classes: Tensor, codes: Tensor, classes: Tensor, *, k: int, n: int
+) -> CodeScore:
+    """Codes are named on the fitting pixels and scored on others; pixels below class 0 do not count."""
+    fitted, scored = fit_classes >= 0, classes >= 0
+    counts = contingency(fit_codes[fitted], fit_classes[fitted], k=k, n=n)
+    seen, true = codes[scored].long(), classes[scored]
+    names = majority_names(counts)
+    by_majority = iou(names[seen], true, n)
+    by_match = iou(matched_names(counts)[seen], true, n)
+    return CodeScore(
+        nmi=nmi(seen, true),
+        hom=homogeneity(seen, true),
+        m2o_miou=float(by_majority.nanmean()),
+        m2o_iou=tuple(by_majority.tolist()),
+        hungarian_miou=float(by_match.nanmean()),
+        classes=effective_classes(seen),
+        names=tuple(names.tolist()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScore:
+    """What a plane through features tells about the truth on the scoring slices."""
+
+    miou: float
+    iou: tuple[float, ...]
+
+
+Features = Callable[[int], Tensor]  # number of the slice -> (D, y, x)
+
+
+def score_probe(
+    fit: Features,
+    fit_classes: Tensor,
+    features: Features,
+    classes: Tensor,
+    *,
+    n: int,
+    seed: int = 0,
+) -> ProbeScore:
+    """Logistic regression on few pixels of the fitting slices (Z, y, x), scored on others.
+
+    Features are asked for slice by slice: of all slices together they may not fit into memory.
+    """
+    chosen = few_of_each(fit_classes.flatten(), seed=seed)
+    per_slice = fit_classes[0].numel()
+    parts = []
+    for z in range(len(fit_classes)):
+        here = chosen[(chosen >= z * per_slice) & (chosen < (z + 1) * per_slice)] - z * per_slice
+        if len(here):
+            parts.append(fit(z).flatten(1).T[here])
+    probe: Probe = fit_probe(torch.cat(parts), fit_classes.flatten()[chosen], n=n)
+    named, true = [], []
+    for z, plane in enumerate(classes):
+        scored = plane >= 0
+        named.append(probe(features(z)[:, scored].T))
+        true.append(plane[scored])
+    found = iou(torch.cat(named), torch.cat(true), n)
+    return ProbeScore(miou=float(found.nanmean()), iou=tuple(found.tolist()))
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method in the table; what does not apply to it is None."""
+
+    method: str
+    codes: CodeScore | None = None
+    probe: ProbeScore | None = None
+    pooled: ProbeScore | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row, flat."""
+        found: dict[str, Any] = {"method": self.method}
+        if self.codes:
+            found |= {
+                "nmi": self.codes.nmi,
+                "hom": self.codes.hom,
+                "m2o_miou": self.codes.m2o_miou,
+                "m2o_iou": _numbers(self.codes.m2o_iou),
+                "hungarian_miou": self.codes.hungarian_miou,
+                "effective_classes": self.codes.classes,
+            }
+        for name, score in (("probe", self.probe), ("pooled_probe", self.pooled)):
+            if score:
+                found |= {f"{name}_miou": score.miou, f"{name}_iou": _numbers(score.iou)}
+        return found
+
+
+def _numbers(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
+
+
+def print_rows(rows: Sequence[Row], names: Sequence[str]) -> None:
+    """The methods side by side."""
+    table = Table(box=boxes.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    heads = ("NMI", "hom", "m2o mIoU", "Hungarian", "classes", "probe", "pooled probe")
+    for head in (*heads, *(f"IoU {name}" for name in names)):
+        table.add_column(head, justify="right")
+    for row in rows:
+        codes, cells = row.codes, []
+        if codes:
+            scores = (codes.nmi, codes.hom, codes.m2o_miou, codes.hungarian_miou)
+            cells += [*(f"{score:.3f}" for score in scores), f"{codes.classes:.1f}"]
+        else:
+            cells += [""] * 5
+        cells += [f"{score.miou:.3f}" if score else "" for score in (row.probe, row.pooled)]
+        by_class = codes.m2o_iou if codes else row.probe.iou if row.probe else ()
+        cells += ["–" if math.isnan(value) else f"{value:.2f}" for value in by_class]
+        table.add_row(row.method, *cells)
+    # Numbers cut off by a narrow window are worse than lines that wrap.
+    Console(width=max(Console().width, 40 + 13 * len(table.columns))).print(table)
