@@ -11,11 +11,20 @@ ALLOWED = {
     "em-models": {"torch", "safetensors", "timm"},
     "em-losses": {"torch"},
     "em-kernels": {"torch", "numpy", "rich", "PIL"},
-    "em-train": {"torch", "numpy", "typer", "rich", "pydantic", "PIL"},
+    "em-train": {"torch", "numpy", "typer", "rich", "pydantic", "PIL", "dask", "distributed"},
 }
-TORCH_IN_DATA = {"loader.py", "augment.py"}
+TORCH_IN_DATA = {
+    "loader.py",
+    # Augmentation: what `augment` is made of.
+    *("augment.py", "blur.py", "clahe.py", "defects.py", "modality.py", "noise.py", "warp.py"),
+}
 # The one place of each package that may know the compiled operators.
-KERNELS = {"em-data": {"crops.py"}, "em-losses": {"kernels.py"}, "em-train": {"info.py"}}
+KERNELS = {
+    "em-data": {"crops.py"},
+    "em-losses": {"kernels.py"},
+    "em-models": {"kernels.py"},
+    "em-train": {"info.py"},
+}
 
 
 def imports(path):

@@ -6,10 +6,10 @@ import tomllib
 import em_train
 import pytest
 from em_train import config as configuration
-from em_train.recipes import dense_ssl
+from em_train.recipes import dense_ssl, mae, segment
 
 PACKAGES = ("em-data", "em-models", "em-losses", "em-kernels", "em-train")
-RECIPES = {"dense-ssl": dense_ssl}
+RECIPES = {"dense-ssl": dense_ssl, "mae": mae, "segment": segment}
 
 
 def project(repository, package):

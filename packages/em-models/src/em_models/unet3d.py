@@ -52,6 +52,11 @@ class UNet3dConfig:
         return math.prod(self.strides_z), self.in_plane, self.in_plane
 
     @property
+    def local(self) -> bool:
+        """A logit depends on its receptive field alone."""
+        return True
+
+    @property
     def in_plane(self) -> int:
         """What y and x are divided by in all."""
         return int(2 ** (len(self.channels) - 1))

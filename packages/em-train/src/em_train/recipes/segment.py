@@ -1,0 +1,418 @@
+"""Supervised segmentation: from a few labelled slices to a network that labels all of them.
+
+    emtrain segment --data VOLUME --labels mitochondria=LABELS --out RUN
+
+Random patches, some of them around labelled objects, augmented; slices at the end are held out, with
+a gap, and say when to stop, which weights to keep, and from which probability a pixel is of a class.
+
+    patches -> augment -> U-Net -> logits -> cross-entropy + Dice over the global batch -> AdamW, EMA
+    held-out slices -> tiles -> loss (best weights, early stop), scores, thresholds
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import em_models
+import torch
+from em_data import Split, augment, open_volume
+from em_data.geometry import Int3
+from em_data.loader import Batch, Loader
+from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig, count_parameters, save
+from torch import Tensor, nn
+
+from em_train import checkpoint, distributed, optim, precision
+from em_train.best import Best
+from em_train.device import choose_device
+from em_train.distributed import reduce
+from em_train.ema import moving_average
+from em_train.errors import CheckpointError
+from em_train.optim import OptimConfig
+from em_train.progress import Watch, meter, say
+from em_train.run_config import RunConfig
+from em_train.run_folder import RunFolder
+from em_train.segment_check import Window, check_classes, choose_windows, finish, measure, preview
+from em_train.segment_data import (
+    DataConfig,
+    augmentation,
+    crop_of,
+    make_loader,
+    open_data,
+    planes_of,
+    split_data,
+)
+from em_train.segment_labels import Classes, labelled
+from em_train.segment_loss import LossConfig, sums_of, terms_of
+from em_train.stop import StopRequest
+from em_train.update import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is trained. The labels say how many classes there are."""
+
+    kind: Literal["unet", "unet3d"] = "unet"
+    """unet: slice by slice. unet3d: in space."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    unet3d: UNet3dConfig = field(default_factory=UNet3dConfig)
+    freeze_guide: bool = False
+    """Keep the encoder that --init brought as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Configuration of `emtrain segment`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    # No moving average: batch norm's statistics are not those of averaged weights, and the cosine ends
+    # in weights that hardly move.
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(steps=4000, lr=1e-3, stale_after=10, ema_decay=0.0)
+    )
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        stride, size = self.network.stride, self.data.patch_vx
+        side = stride if isinstance(stride, int) else stride[1]
+        if size % side:
+            up = -(-size // side) * side
+            raise ValueError(
+                f"data.patch_vx is {size}; wanted a multiple of {side}, for instance {up}"
+            )
+        if self.model.kind == "unet3d" and self.data.depth_vx % self.model.unet3d.stride[0]:
+            raise ValueError(
+                f"data.depth_vx is {self.data.depth_vx}; wanted a multiple of "
+                f"{self.model.unet3d.stride[0]}"
+            )
+        if self.model.kind == "unet3d" and self.data.slices is not None:
+            raise ValueError(
+                "data.slices trains on single slices, which a 3D network cannot; leave one of them out"
+            )
+
+    @property
+    def network(self) -> UNetConfig | UNet3dConfig:
+        """The network that is trained, but for its number of classes."""
+        return self.model.unet if self.model.kind == "unet" else self.model.unet3d
+
+    @property
+    def patch_vx(self) -> Int3:
+        """What the network is shown: slices and their sides."""
+        z = self.model.unet.slices if self.model.kind == "unet" else self.data.depth_vx
+        return z, self.data.patch_vx, self.data.patch_vx
+
+
+def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
+    """Train in `folder`; True when all steps are done, False when a signal asked to stop."""
+    torch.manual_seed(config.run.seed)
+    device = choose_device(config.run.device)
+    precision.allow_tf32(config.run.tf32)
+
+    # Data: patches of the labelled slices that are not held out, and windows of those that are.
+    volumes, labels, classes = open_data(config.data)
+    crop = crop_of(volumes, config.data, config.patch_vx)
+    split = split_data(volumes, labels, config.data, crop)
+    loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
+    windows = held_out(loader, classes, split, config)
+    data = fingerprint(loader, split)
+
+    # Model: the network and its moving average.
+    networks = make_networks(config, classes).to(device)
+    if config.run.init and not resume:
+        initialise(networks, config)
+    if config.model.freeze_guide:
+        freeze(networks)
+    average = moving_average(networks, config.optim)
+    averaged: Any = average.module
+    if config.run.compile:
+        for network in networks.children():
+            network.compile()
+    lose = distributed.parallel(losses, networks)
+
+    # Optimiser.
+    optimiser = optim.adamw(networks, config.optim, layers_of(networks, config))
+    schedule = optim.Schedule(optimiser, config.optim)
+    scaler = precision.grad_scaler(config.run.precision, device)
+    update = Update(networks, optimiser, config.optim, scaler)
+    best = Best(higher=False, stale_after=config.optim.stale_after)
+
+    # Resume.
+    parts: dict[str, Any] = {
+        "networks": networks,
+        "average": average,
+        "optimiser": optimiser,
+        "schedule": schedule,
+        "update": update,
+        "best": best,
+    }
+
+    def snapshot(step: int, *, is_best: bool = False) -> None:
+        if folder.leads:
+            state = {name: part.state_dict() for name, part in parts.items()} | {"data": data}
+            keep = config.run.keep_checkpoints
+            checkpoint.save(folder.checkpoints, step, state, keep=keep, best=is_best)
+
+    start = 0
+    if resume and checkpoint.exists(folder.checkpoints):
+        state = checkpoint.load(folder.checkpoints, world=config.run.world)
+        if state["data"] != data:
+            raise CheckpointError(
+                f"{folder.path} was trained on other data: then {state['data']}, now {data}; give it "
+                "the same volumes and labels, or start a new run with another --out"
+            )
+        checkpoint.restore(parts, state, folder.checkpoints)
+        start = state["step"]
+    else:
+        snapshot(0)  # a run that is killed early can be resumed too
+    folder.rewind(start)
+    announce(config, folder, loader, classes, split, networks, device, start)
+
+    # Loop.
+    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    per_epoch = max(1, config.data.samples_per_epoch // (config.data.batch_size * every))
+    numbers = (config.loss, device, config.run.precision)
+    with StopRequest() as stop, meter("segment", steps, start) as bar:
+        watch = Watch(loader.batches(start * every, steps * every))
+        for number, batch in enumerate(watch, start * every + 1):
+            if best.stale:
+                break  # resumed after it had stopped early
+            step = math.ceil(number / every)
+            with precision.autocast(config.run.precision, device):
+                terms = lose(batch.to(device), classes, config)
+            if not update(terms["loss"]):
+                continue  # more batches belong to this step
+            schedule.step()
+            average.update_parameters(networks)
+
+            examined = step % per_epoch == 0 or step == steps
+            row: dict[str, float] = {}
+            if step % config.run.log_every == 0 or step == steps:
+                row |= {name: value.item() for name, value in terms.items()} | update.row()
+                row |= watch.row("patches_per_s", config.data.batch_size)
+                row["lr"] = schedule.lr
+                update.check(step, batch, folder.path)
+            is_best = False
+            if examined:
+                found = measure(averaged["network"], windows, *numbers)
+                row |= found.row(classes.names)
+                is_best = best.improves(found.loss)
+                schedule.measure(found.loss)
+                words = f"validation {found.loss:.3f}  Dice {found.dice.mean():.3f}"
+            if row:
+                folder.record({"step": step, **row})
+            bar.update(step, f"loss {row['loss']:.3f}  {words}" if "loss" in row else words)
+            last = stop.agreed() or step == steps or (examined and best.stale)
+            if folder.leads and step % config.run.picture_every == 0:
+                preview(averaged["network"], windows[0], folder, step, *numbers)
+            if step % config.run.checkpoint_every == 0 or last or is_best:
+                snapshot(step, is_best=is_best)
+            if last and step < steps and not best.stale:
+                folder.log(f"{stop.name}: saved at step {step}")
+                return False
+            if last:
+                break
+
+    # Result: the best weights, thresholds, scores, pictures, report.
+    if not folder.leads:
+        return True
+    kept = folder.checkpoints / "best"
+    if not kept.exists():
+        raise FloatingPointError(
+            "the loss of the held-out slices was never finite; look at the values of their voxels, or "
+            "start again with a lower optim.lr"
+        )
+    state = checkpoint.read(kept.resolve())
+    average.load_state_dict(state["average"])
+    save(averaged["network"], folder.weights / "network")
+    found = measure(averaged["network"], windows, *numbers, alone=True)
+    summary = finish(
+        averaged["network"], windows, classes, found, folder, config, device, state["step"]
+    )
+    for name, value in summary.items():
+        say(f"{name}: {value}")
+    folder.log(f"finished; the best weights are those of step {state['step']}")
+    return True
+
+
+def losses(
+    networks: nn.ModuleDict, batch: Batch, classes: Classes, config: Config
+) -> dict[str, Tensor]:
+    """The loss of one batch and the numbers that are logged beside it."""
+    image, labels, valid = augment.apply(
+        batch.image(),
+        batch.labels,
+        batch.valid,
+        batch.keys,
+        augmentation(config.data),
+        seed=config.run.seed,
+        size_vx=config.patch_vx,
+        voxel_size_nm=batch.voxel_size_nm[0],
+    )
+    assert labels is not None and valid is not None
+    if config.model.kind == "unet":
+        middle = config.model.unet.slices // 2
+        labels, valid = labels[:, :, middle], valid[:, :, middle]  # (B, V, Y, X)
+        outputs = networks["network"](image)
+    else:
+        outputs = networks["network"](image[:, None])
+    truth, known = classes.target(labels, valid)  # (B, C, …) bool
+    levels = outputs if isinstance(outputs, list) else [outputs]
+    # With deep supervision, every coarser level counts half of the one before it.
+    shares = [2.0**-level for level in range(len(levels))]
+    loss, parts = torch.zeros((), device=image.device), []
+    for level, (share, logits) in enumerate(zip(shares, levels, strict=True)):
+        every: Any = (..., *[slice(None, None, 2**level)] * 2)
+        sums = sums_of(logits, truth[every], known[every], config.loss)
+        parts.append(terms_of(sums, config.loss, reduce))
+        loss = loss + share / sum(shares) * (parts[-1]["cross_entropy"] + parts[-1]["dice_loss"])
+    return {"loss": loss, **parts[0], "labelled": known.float().mean()}
+
+
+def rehearse(
+    config: Config, device: torch.device
+) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
+    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+    volumes, labels, classes = open_data(config.data)
+    crop = crop_of(volumes, config.data, config.patch_vx)
+    split = split_data(volumes, labels, config.data, crop)
+    loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
+    networks = make_networks(config, classes).to(device)
+    return networks, loader, lambda n, batch: losses(n, batch, classes, config)["loss"]
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot run before anything is written."""
+    choose_device(config.run.device)
+    volumes, labels, classes = open_data(config.data, hold=False)
+    crop = crop_of(volumes, config.data, config.patch_vx)
+    split = split_data(volumes, labels, config.data, crop)
+    make_networks(config, classes)
+    loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
+    held_out(loader, classes, split, config)
+
+
+def held_out(loader: Loader, classes: Classes, split: Split, config: Config) -> list[Window]:
+    """What is looked at of the held-out slices."""
+    labels = [one for one in loader.labels or () if one is not None]
+    windows = choose_windows(
+        loader.volumes, loader.ranges, labels, classes, split, config.data.checked_slices
+    )
+    check_classes(windows, classes)
+    return windows
+
+
+def make_networks(config: Config, classes: Classes) -> nn.ModuleDict:
+    """The network, with a logit for every class."""
+    outputs = len(classes.names) + (config.loss.kind == "softmax")
+    if config.loss.class_weights and len(config.loss.class_weights) != outputs:
+        raise ValueError(
+            f"loss.class_weights has {len(config.loss.class_weights)} numbers for {outputs} outputs "
+            f"({', '.join(classes.names)}{', after the rest' if outputs > len(classes.names) else ''})"
+        )
+    if config.loss.kind == "softmax" and not (classes.exclusive or classes.values):
+        raise ValueError(
+            "loss.kind is softmax, which gives a pixel one class, but labels may overlap; say which "
+            "one counts with data.exclusive=true (the last), or take loss.kind=binary"
+        )
+    if config.model.kind == "unet":
+        return nn.ModuleDict({"network": UNet(replace(config.model.unet, classes=outputs))})
+    return nn.ModuleDict({"network": UNet3d(replace(config.model.unet3d, classes=outputs))})
+
+
+def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
+    """Configuration that makes room for the encoder of a dense-ssl run; empty for other runs.
+
+    The encoder sees pixels of the size that it was trained on: those of the image, averaged.
+    """
+    weights = Path(init) / "weights" / "encoder"
+    if not (weights / "config.json").exists():
+        return {}
+    described = json.loads((weights / "config.json").read_text())
+    if described["class"] != "DenseEncoder":
+        raise ValueError(
+            f"{init} holds a {described['class']}; a U-Net takes a DenseEncoder as its guide: train "
+            "one with emtrain dense-ssl, or leave --init out"
+        )
+    own = json.loads((Path(init) / "config.json").read_text())["data"]
+    wanted = own["at_nm"][1] if own.get("at_nm") else own.get("pixel_nm")
+    size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm if data.volumes else None
+    ratio = max(1.0, wanted / size_nm[1]) if wanted and size_nm else 1.0
+    guide = {"guide": described["config"], "guide_scale": 2 ** round(math.log2(ratio))}
+    return {"model": {"unet": guide}}
+
+
+def initialise(networks: nn.ModuleDict, config: Config) -> None:
+    """Weights of the run that `--init` names: of its encoder, or of the same network."""
+    network: Any = networks["network"]
+    init = Path(str(config.run.init))
+    if not (init / "weights" / "encoder").exists():
+        checkpoint.initialise(networks, init)
+        return
+    if getattr(network, "guide", None) is None:
+        raise CheckpointError(
+            f"{init} is a dense-ssl run, but model.unet.guide has no place for its encoder; give it "
+            "with --init, and with model.kind=unet"
+        )
+    network.guide.load_state_dict(em_models.load(init / "weights" / "encoder").state_dict())
+
+
+def freeze(networks: nn.ModuleDict) -> None:
+    """Keep the guide's weights and statistics as they are."""
+    guide: Any = getattr(networks["network"], "guide", None)
+    if guide is None:
+        raise ValueError("model.freeze_guide is set, but there is no guide; give --init RUN")
+    guide.requires_grad_(False).eval()
+
+
+def layers_of(networks: nn.ModuleDict, config: Config) -> list[nn.Module]:
+    """What learns slower with `optim.layer_decay`: what was learnt before, from the input on."""
+    network: Any = networks["network"]
+    if getattr(network, "guide", None) is not None:
+        return [network.guide]
+    if config.model.kind == "unet":
+        return [*network.encoder, network.bottleneck, *network.decoder]
+    return [*network.encoder, *reversed(network.decoder)]
+
+
+def fingerprint(loader: Loader, split: Split) -> str:
+    """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
+    volumes = [f"{volume.dtype} {volume.shape}" for volume in loader.volumes]
+    plan = getattr(loader.sampler, "plan", None)
+    return f"{', '.join(volumes)}, {split.training}" + (f", blocks {plan}" if plan else "")
+
+
+def announce(
+    config: Config,
+    folder: RunFolder,
+    loader: Loader,
+    classes: Classes,
+    split: Split,
+    networks: nn.ModuleDict,
+    device: torch.device,
+    start: int,
+) -> None:
+    """Say what is going to happen, on the terminal and in the log."""
+    assert loader.labels is not None
+    for volume, training, held in zip(
+        loader.volumes, split.training, split.validation, strict=True
+    ):
+        own = planes_of(training, volume, crop_of(loader.volumes, config.data, config.patch_vx))
+        other = sorted({box.origin_vx[0] for box in labelled(held.centres or ())})
+        say(
+            f"data    {volume}; labelled slices: {len(own)} for training (z {own[0]} to {own[-1]}), "
+            f"{len(other)} held out" + (f" (z {other[0]} to {other[-1]})" if other else "")
+        )
+    network: Any = networks["network"]
+    reach = network.config.reach
+    say(
+        f"model   {count_parameters(networks):,} parameters, reaches {reach} px, classes "
+        f"{', '.join(classes.names)}, on {device}"
+    )
+    say(f"run     {folder.path}" + (f", going on at step {start}" if start else ""))
+    folder.log(f"{'resumed' if start else 'started'} at step {start} on {device}")
