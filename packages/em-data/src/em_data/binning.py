@@ -71,7 +71,7 @@ def binned(volume: Volume, step: Sequence[int]) -> Volume:
     >>> fine = open_volume(np.arange(16, dtype="uint8").reshape(1, 4, 4), voxel_size_nm=(40, 4, 4))
     >>> coarse = binned(fine, (1, 2, 2))
     >>> coarse.voxel_size_nm, coarse.origin_nm, coarse[:, :, :].tolist()
-    ((40, 8, 8), (0.0, 2.0, 2.0), [[[2, 4], [10, 12]]])
+    ((40.0, 8.0, 8.0), (0.0, 2.0, 2.0), [[[2, 4], [10, 12]]])
     """
     step = int3(step)
     if min(step) < 1 or any(k > n for k, n in zip(step, volume.shape, strict=True)):
