@@ -19,9 +19,42 @@ SETTINGS = {
     "loss": {"classes_at_least": 5.9},  # above what an untrained network reaches: the floor is felt
 }
 
+# The terms that the default leaves out.
+ATTEMPTS = SETTINGS | {
+    "loss": {"spread": "sigreg", "variance_weight": 1.0, "equivariance_weight": 1.0},
+}
+OTHERS = {
+    "segment": {
+        "data": {
+            "volumes": ["synthetic:shape=10x80x80,seed=1"],
+            "labels": ["membrane=classes@1", "mitochondria=classes@2"],
+            "batch_size": 4,
+            "patch_vx": 32,
+        },
+        "model": {"unet": {"channels": [4, 6, 8]}},
+    },
+    "mae": {
+        "data": {
+            "volumes": ["synthetic:shape=24x64x64,seed=1"],
+            "batch_size": 4,
+            "cube": {"size_vx": [8, 32, 32]},
+        },
+        "model": {
+            "encoder": {
+                "width": 48,
+                "depth": 2,
+                "heads": 2,
+                "patch_vx": [2, 8, 8],
+                "drop_path": 0.0,
+            },
+            "decoder": {"width": 24, "depth": 1, "heads": 2},
+        },
+    },
+}
+
 # What every rank computes, and the reference with the whole batch: the same code.
 COMPUTE = """
-import json, sys
+import importlib, json, sys
 import torch
 from em_data import Key
 from em_data.loader import Batch
@@ -71,15 +104,33 @@ def gradients(settings, kind, part=slice(None)):
     found |= {f"buffer {k}": b for k, b in networks.named_buffers()}
     found |= {f"norm buffer {k}": b for k, b in norms.named_buffers()}
     # Means over all samples; the loss itself is in part a mean over those of one process.
-    reduced = ("pred", "view", "contrast_view", "contrast_context", "information", "entropy")
+    reduced = ("pred", "view", "contrast_view", "contrast_context", "information", "cond", "reg",
+               "var", "equivariance")
     return found | {f"value {k}": terms[k].detach() for k in reduced if k in terms}
+
+
+def gradients_of_recipe(name, settings):
+    "Gradients of what a recipe trains with, of this process's part of its first batch."
+    recipe = importlib.import_module(f"em_train.recipes.{name}")
+    config = resolve(recipe.Config, [Layer("test", settings)])
+    networks, loader, loss = recipe.rehearse(config, torch.device("cpu"))
+    torch.manual_seed(0)
+    for parameter in networks.parameters():  # whatever was drawn before
+        if parameter.requires_grad:
+            wide = parameter.dim() > 1
+            nn.init.normal_(parameter, 1 - wide, parameter[0].numel() ** -0.5 if wide else 0.1)
+    measure = distributed.parallel(loss, networks)
+    measure(next(iter(loader.batches(0, 1)))).backward()
+    return {k: p.grad for k, p in networks.named_parameters() if p.requires_grad}
 """
 RANK = """
 with distributed.joined(cuda=False):
     rank = distributed.rank()
     part = slice(2 * rank, 2 * rank + 2)
-    settings = json.loads(sys.argv[1])
+    settings, attempts, recipes = json.loads(sys.argv[1])
     found = {str(k): gradients(settings, k, part) for k in (torch.float64, torch.float32)}
+    found["attempts"] = gradients(attempts, torch.float64, part)
+    found["recipes"] = {name: gradients_of_recipe(name, s) for name, s in recipes.items()}
     sums = distributed.reduce(torch.tensor([1.0 + rank], requires_grad=True))
     told = {
         "largest": distributed.largest(10 * rank),
@@ -109,9 +160,10 @@ def free_port():
 def ranks(tmp_path_factory):
     """What each of two gloo processes found."""
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
+    told = json.dumps([SETTINGS, ATTEMPTS, OTHERS])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", COMPUTE + RANK, json.dumps(SETTINGS), str(folder)],
+            [sys.executable, "-c", COMPUTE + RANK, told, str(folder)],
             env=os.environ
             | {"RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_RANK": str(rank)}
             | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
@@ -145,6 +197,30 @@ def test_two_ranks_have_the_gradients_of_the_global_batch(ranks, kind, within):
         assert max(whole[k].abs().max() for k in whole if k.startswith("dense-ssl")) > 1e-2
     for key, value in ranks[0][str(kind)].items():
         assert torch.equal(value, ranks[1][str(kind)][key]), f"{key} differs between ranks"
+
+
+def test_terms_of_earlier_attempts_are_those_of_the_global_batch(ranks):
+    space = {}
+    exec(compile(COMPUTE, "compute", "exec"), space)
+    whole = space["gradients"](ATTEMPTS, torch.float64)
+    assert {"value var", "value equivariance", "value reg"} <= whole.keys()
+    for rank in ranks:
+        for key, value in whole.items():
+            torch.testing.assert_close(rank["attempts"][key], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_every_recipe_has_the_gradients_of_the_global_batch(ranks, name):
+    space = {}
+    exec(compile(COMPUTE, "compute", "exec"), space)
+    whole = space["gradients_of_recipe"](name, OTHERS[name])
+    largest = max(gradient.abs().max() for gradient in whole.values())
+    assert largest > 1e-3
+    for rank in ranks:
+        assert rank["recipes"][name].keys() == whole.keys()
+        for key, gradient in whole.items():
+            worst = (rank["recipes"][name][key] - gradient).abs().max()
+            assert worst <= 1e-5 * largest, f"{key}: {worst:.2e} of {largest:.2e}"
 
 
 def test_ranks_know_each_other(ranks):

@@ -15,7 +15,7 @@ collapsing into one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
@@ -136,6 +136,9 @@ class LossConfig:
     """Temperature of InfoNCE: lower looks at the most similar places only."""
     feature_weight: NonNegativeFloat = 4.0
     """Weight of the regression of the filter bank's features from the embedding."""
+    feature_pools: tuple[PositiveInt, ...] = (1,)
+    """Sides of the windows of codes over which these features are averaged, odd: 1 is a place by
+    itself, larger ones say what kind of texture it lies in."""
     variance_weight: NonNegativeFloat = 0.0
     """Weight of the variance over samples of the codes at one place, which is made large."""
     equivariance_weight: NonNegativeFloat = 0.0
@@ -369,7 +372,7 @@ def losses(
     # What is there: the features of the target as it was before any change.
     if weight.feature_weight:
         with torch.no_grad():
-            features = features_of(bank_of(networks), views.clean, encoder)  # (B, F, Y, X)
+            features = features_of(bank_of(networks), views.clean, encoder, weight.feature_pools)
         described = networks["describe"](seen.flatten(0, 1)).float().unflatten(0, (b, v))
         terms["feature"] = F.smooth_l1_loss(described, features[:, None].expand_as(described))
         loss = loss + weight.feature_weight * terms["feature"]
@@ -378,8 +381,10 @@ def losses(
     spread, undecided = entropy_of_mean(sums, reduce=reduce), mean_entropy(sums, reduce=reduce)
     if weight.spread == "sigreg":
         samples = p.mean((3, 4)).flatten(0, 1)  # (B·(N + V), K)
-        step = (config.run.seed, *batch.keys[0])
-        directions = draw_directions(DIRECTIONS, samples.shape[1], key=step).to(samples)
+        epoch, number = batch.keys[0]
+        step = (epoch * config.data.samples_per_epoch + number) // config.data.batch_size
+        key = (config.run.seed, step)  # the same for all processes
+        directions = draw_directions(DIRECTIONS, samples.shape[1], key=key).to(samples)
         terms["reg"] = sigreg(samples, directions, reduce=reduce)
     elif weight.spread == "information":
         terms["reg"] = -spread
@@ -419,19 +424,26 @@ def places_of(batch: Batch, maps: Tensor, config: Config) -> Tensor:
     return torch.cat([number * pixels + one for number, one in enumerate(drawn)])
 
 
-def features_of(bank: FilterBank, clean: Tensor, encoder: Any) -> Tensor:
-    """Features of the pixels that have codes: (B, 1, S + 2·rim, …) -> (B, F, Y, X)."""
-    geometry = encoder.geometry
-    cut = max(0, geometry.margin - bank.config.margin)
+def features_of(bank: FilterBank, clean: Tensor, encoder: Any, pools: Sequence[int]) -> Tensor:
+    """Features of the pixels that have codes: (B, 1, S + 2·rim, …) -> (B, F · pools, Y, X)."""
+    geometry, most = encoder.geometry, max(pools) // 2
+    cut = max(0, geometry.margin - bank.config.margin - most * geometry.pitch)
     rows = slice(cut, clean.shape[-1] - cut)
-    return bank(clean[..., rows, rows], step=geometry.pitch)
+    features = bank(clean[..., rows, rows], step=geometry.pitch)
+    pooled = []
+    for pool in pools:
+        off = most - pool // 2  # places that the largest window needs more
+        inner = slice(off, features.shape[-1] - off)
+        pooled.append(F.avg_pool2d(features[..., inner, inner], pool, 1))
+    return torch.cat(pooled, 1)
 
 
 def rim(config: Config) -> int:
     """Pixels that the filter bank sees and the encoder does not, at each border."""
     if not config.loss.feature_weight:
         return 0
-    return max(0, FilterBankConfig().margin - geometry_of(config.model).margin)
+    geometry, pools = geometry_of(config.model), config.loss.feature_pools
+    return max(0, FilterBankConfig().margin + max(pools) // 2 * geometry.pitch - geometry.margin)
 
 
 @lru_cache
@@ -491,7 +503,7 @@ def make_networks(config: Config) -> nn.ModuleDict:
     if loss.feature_weight:
         bank = FilterBank(FilterBankConfig())
         networks["bank"] = bank
-        networks["describe"] = nn.Conv2d(channels, bank.config.features, 1)
+        networks["describe"] = nn.Conv2d(channels, bank.config.features * len(loss.feature_pools), 1)
     return networks
 
 
