@@ -87,6 +87,8 @@ def gradient_error(
     The mean over the three axes of the mean of (Δ prediction − Δ target)², with Δ along that axis; an
     axis along which a patch has one voxel is left out. Arguments as of `reconstruction_error`.
     """
+    if max(patch_vx) < 2:
+        raise ValueError(f"patches of {patch_vx} voxels have no neighbours to take differences of")
     prediction = _wide(prediction)
     target = patch_targets(volume, patch_vx, tokens=tokens, scale=scale, eps=eps)[0]
     _check(prediction, target)
@@ -96,8 +98,6 @@ def gradient_error(
         for axis, side in zip((-3, -2, -1), patch_vx, strict=True)
         if side > 1
     ]
-    if not parts:
-        raise ValueError(f"patches of {patch_vx} voxels have no neighbours to take differences of")
     return torch.stack(parts).mean()
 
 

@@ -7,9 +7,12 @@ voxels, tokens are counted.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from em_models.patches import Int3
 
@@ -75,20 +78,46 @@ def interpolated(places: Tensor, tables: Tensor) -> Tensor:
 
 
 def rotary(places: Tensor, channels: int, *, registers: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines by which the channels of a head are turned: two (R + N, channels).
+    """Cosines and sines by which the pairs of channels of a head are turned: two (R + N, channels/2).
 
-    A third of the pairs of channels turns with each axis (Su et al. 2021, RoFormer); pairs that are
-    left over, and registers, are not turned.
+    A third of the pairs turns with each axis (Su et al. 2021, RoFormer); pairs that are left over, and
+    registers, are not turned.
     """
     count = channels // 6
     angles = places[..., None] * frequencies(count, ROTARY_BASE, places.device)  # (N, 3, count)
     angles = F.pad(angles.flatten(1), (0, channels // 2 - 3 * count, registers, 0))
-    angles = torch.cat([angles, angles], -1)
     return angles.cos(), angles.sin()
 
 
 def turned(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (B, H, N, channels) turned by `rotary`, of all samples or of each: (…, N, C)."""
+    """Queries or keys (B, H, N, channels) turned by `rotary`, of all samples or of each.
+
+    Channel i and channel i + channels/2 are a pair.
+    """
     cosine, sine = (one.to(x.dtype) for one in by)
+    found: Tensor = _Turn.apply(x, cosine, sine)
+    return found
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation, whose way back is the rotation by the opposite angle: half the passes of its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotate(x, cosine, sine, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _rotate(gradient, cosine, sine, -1.0), None, None
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:
     first, second = x.chunk(2, -1)
-    return x * cosine + torch.cat([-second, first], -1) * sine
+    found = torch.empty_like(x)
+    one, other = found.chunk(2, -1)
+    torch.mul(first, cosine, out=one).addcmul_(second, sine, value=-sign)
+    torch.mul(second, cosine, out=other).addcmul_(first, sine, value=sign)
+    return found

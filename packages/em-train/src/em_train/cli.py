@@ -90,7 +90,7 @@ def dense_ssl(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/dense-ssl-<time>."),
+        typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/dense-ssl-TIME."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start from a preset: default, demo.")
@@ -172,7 +172,7 @@ def segment(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/segment-<time>."),
+        typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/segment-TIME."),
     ] = None,
     preset: Annotated[
         str | None,
@@ -269,7 +269,7 @@ def mae(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/mae-<time>."),
+        typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/mae-TIME."),
     ] = None,
     preset: Annotated[
         str | None,

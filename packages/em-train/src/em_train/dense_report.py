@@ -43,10 +43,12 @@ CURVES = (
     Curve("contrast_context", "InfoNCE, context (nats)", "embedding predicted against seen"),
     Curve("contrast_view", "InfoNCE, views (nats)", "one view against the other"),
     Curve("feature", "features", "error of the filter bank's features read from the embedding"),
+    Curve("reg", "spread", "what keeps the classes from falling together; 0: the floor is held"),
     Curve("mean_classes", "exp H̄", "classes that the mean code is spread over"),
     Curve("cond", "entropy of a code (nats)", "0: every pixel is decided"),
     Curve("max_probability", "mean largest probability", "1: every pixel is decided"),
     Curve("active_classes", "classes in use", "effective number of hard classes in a batch"),
+    Curve("unique_classes", "classes that occur", "number of different hard classes in a batch"),
     Curve("slices_per_s", "slices per second", "speed of training, with reading"),
     Curve("lr", "learning rate", "of AdamW"),
 )

@@ -294,7 +294,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             crop_vx=config.data.stack.size_vx,
             seed=config.run.seed,
         )
-        summary["proof"] = proof.sentence
+        say(f"proof: {proof.sentence}")
     write_report(folder, config, summary, proof)
     for name, value in summary.items():
         say(f"{name}: {value}")
