@@ -48,7 +48,13 @@ SMALL = {
             "split": {"last_z": 0.3},
         },
         "model": {
-            "encoder": {"width": 48, "depth": 2, "heads": 2, "patch_vx": [2, 8, 8], "drop_path": 0.2},
+            "encoder": {
+                "width": 48,
+                "depth": 2,
+                "heads": 2,
+                "patch_vx": [2, 8, 8],
+                "drop_path": 0.2,
+            },
             "decoder": {"width": 24, "depth": 1, "heads": 2},
         },
     },

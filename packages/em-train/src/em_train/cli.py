@@ -176,7 +176,9 @@ def segment(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Start from a preset: default, demo, quick, fib-sem, ss-tem."),
+        typer.Option(
+            metavar="NAME", help="Start from a preset: default, demo, quick, fib-sem, ss-tem."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .toml file, or the config.json of a run.")

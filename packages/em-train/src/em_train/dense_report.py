@@ -33,7 +33,9 @@ TRUTH = "classes"  # label image that synthetic volumes carry
 CURVES = (
     Curve("loss", "loss", "what is minimised: the weighted sum of the terms below"),
     Curve("pred", "cross-entropy (nats)", "how badly the neighbours predict the target's codes"),
-    Curve("beyond_mean", "beyond the mean (nats)", "how much better than the mean of the neighbours"),
+    Curve(
+        "beyond_mean", "beyond the mean (nats)", "how much better than the mean of the neighbours"
+    ),
     Curve(
         "information",
         "information (nats)",

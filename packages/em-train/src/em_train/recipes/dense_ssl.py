@@ -503,7 +503,9 @@ def make_networks(config: Config) -> nn.ModuleDict:
     if loss.feature_weight:
         bank = FilterBank(FilterBankConfig())
         networks["bank"] = bank
-        networks["describe"] = nn.Conv2d(channels, bank.config.features * len(loss.feature_pools), 1)
+        networks["describe"] = nn.Conv2d(
+            channels, bank.config.features * len(loss.feature_pools), 1
+        )
     return networks
 
 

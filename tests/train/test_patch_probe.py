@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from em_data import GreyRange, Volume, place_mask
+from em_train.evaluate import Truth
+from em_train.patch_features import Slab
+from em_train.patch_probe import (
+    Method,
+    ProbeConfig,
+    Probing,
+    _judge,
+    patch_labels,
+    print_probing,
+    slabs,
+)
+
+PATCH = (2, 8, 8)
+
+
+@pytest.fixture
+def labelled():
+    """A raw volume of 20 slices, 16 of them labelled: class 1 in a quarter of every patch."""
+    raw = Volume(np.zeros((20, 48, 64), np.uint8), "raw", "numpy", (40.0, 8.0, 8.0))
+    classes = np.zeros((16, 48, 64), np.uint8)
+    classes[:, ::2, ::2] = 1
+    classes[4:6, 8:16, 16:24] = 2  # one patch is all of class 2
+    layer = place_mask(raw, Volume(classes, "labels", "numpy", (40.0, 8.0, 8.0)))
+    return raw, Truth(("rest", "one", "two"), (layer,), False, True)
+
+
+def slab(raw, origin, size):
+    return Slab(raw, GreyRange(0, 255), PATCH, origin, size)
+
+
+def test_labels_of_patches_by_majority_and_by_share(labelled):
+    raw, truth = labelled
+    part = slab(raw, (1, 0, 1), (3, 6, 7))
+    most, known = patch_labels(part, truth, None)
+    assert known.all() and most.sum(0).eq(1).all()
+    two = torch.zeros(3, 6, 7, dtype=torch.bool)
+    two[1, 1, 1] = True
+    assert torch.equal(most[2], two) and torch.equal(most[0], ~two) and not most[1].any()
+    share, _ = patch_labels(part, truth, 0.25)
+    assert torch.equal(share[1], ~two) and torch.equal(share[0], ~two)
+    share, _ = patch_labels(part, truth, 0.26)
+    assert not share[1].any()
+    # Slices without labels: their patches do not count.
+    _, known = patch_labels(slab(raw, (7, 0, 0), (2, 6, 8)), truth, None)
+    assert known[0].all() and not known[1].any()
+
+
+def test_slices_become_rows_of_patches(labelled):
+    raw, truth = labelled
+    fit, score = slabs(raw, truth, PATCH, ProbeConfig(fit_z=(0, 9), score_z=(11, 16)))
+    assert (fit.origin, fit.size) == ((0, 0, 0), (4, 6, 8))  # slice 8 is half of a patch
+    assert (score.origin, score.size) == ((6, 0, 0), (2, 6, 8))
+    fit, score = slabs(raw, truth, PATCH, ProbeConfig(window_vx=24))
+    assert fit.size[1:] == (3, 3) and fit.origin[1:] == (1, 2)
+    assert fit.origin[0] + fit.size[0] <= score.origin[0]
+    with pytest.raises(ValueError, match="share patches"):
+        slabs(raw, truth, PATCH, ProbeConfig(fit_z=(0, 9), score_z=(6, 12)))
+    with pytest.raises(ValueError, match=r"--score-z is 14:20; labels are there for slices 0:16"):
+        slabs(raw, truth, PATCH, ProbeConfig(fit_z=(0, 9), score_z=(14, 20)))
+
+
+def test_what_is_in_the_features_is_found_and_what_is_not_is_not(capsys):
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(2, 4, 10, 10, generator=generator) < 0.3
+    present[0] = ~present[1]
+    known = torch.ones(4, 10, 10, dtype=torch.bool)
+    noise = torch.randn(6, 4, 10, 10, generator=generator)
+    told = noise.clone()
+    told[2] += 6 * present[1]
+    sides = [(present[:, :2], known[:2]), (present[:, 2:], known[2:])]
+    config = ProbeConfig(seeds=2)
+    results = [
+        _judge(Method(name, maps[:, :2], maps[:, 2:], 0.5), readout, sides, ("rest", "one"), config)
+        for name, maps in (("told", told), ("noise", noise))
+        for readout in ("linear", "perceptron")
+    ]
+    for result in results[:2]:
+        assert min(result.mean_dice) > 0.9
+        assert result.mean_dice == result.classes["one"].dice
+        assert min(result.classes["one"].average_precision) > 0.98
+    for result in results[2:]:
+        assert max(result.mean_dice) < 0.6
+    for result in results:
+        for one, other in zip(result.classes["one"].dice, result.classes["one"].iou, strict=True):
+            assert other == pytest.approx(one / (2 - one))
+    print_probing(Probing(results=tuple(results), names=("rest", "one"), conditions={}))
+    assert "perceptron" in capsys.readouterr().out
+
+
+def test_wrong_settings_are_refused():
+    assert ProbeConfig(label="0.25").share() == 0.25 and ProbeConfig().share() is None
+    for label in ("most", "0", "1.5", "nan"):
+        with pytest.raises(ValueError, match="wanted majority, or a share"):
+            ProbeConfig(label=label)
+    with pytest.raises(ValueError, match="at least one seed"):
+        ProbeConfig(seeds=0)
