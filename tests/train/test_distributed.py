@@ -55,6 +55,7 @@ OTHERS = {
 # What every rank computes, and the reference with the whole batch: the same code.
 COMPUTE = """
 import importlib, json, sys
+from contextlib import contextmanager
 import torch
 from em_data import Key
 from em_data.loader import Batch
@@ -63,6 +64,19 @@ from em_train import distributed
 from em_train.config import Layer, resolve
 from em_train.recipes import dense_ssl
 from torch import nn
+
+
+@contextmanager
+def computed_in(kind):
+    "Recipes compute losses in fp32; here all of it in float64, where that is asked for."
+    keep = torch.Tensor.float, Batch.image
+    if kind == torch.float64:
+        torch.Tensor.float = lambda tensor: tensor.double()
+        Batch.image = lambda batch: keep[1](batch).double()
+    try:
+        yield
+    finally:
+        torch.Tensor.float, Batch.image = keep
 
 
 def norm_loss(networks, x):
@@ -87,18 +101,12 @@ def gradients(settings, kind, part=slice(None)):
     norms = nn.Sequential(nn.Conv2d(1, 3, 3), BatchNorm(3)).to(kind)
     image = (50 + torch.randn(4, 1, 9, 9, dtype=torch.float64)).to(kind)
     batch = Batch(**fields)
-    keep = torch.Tensor.float, Batch.image
-    if kind == torch.float64:  # the recipe computes its losses in fp32; here all of it in float64
-        torch.Tensor.float = lambda tensor: tensor
-        Batch.image = lambda batch: keep[1](batch).double()
-    try:
+    with computed_in(kind):
         measure = distributed.parallel(dense_ssl.losses, networks)
         terms = measure(None, batch, config)
         terms["loss"].backward()
         measure_norms = distributed.parallel(norm_loss, norms)
         measure_norms(image[part]).backward()
-    finally:
-        torch.Tensor.float, Batch.image = keep
     found = {f"dense-ssl {k}": p.grad for k, p in networks.named_parameters()}
     found |= {f"norm {k}": p.grad for k, p in norms.named_parameters()}
     found |= {f"buffer {k}": b for k, b in networks.named_buffers()}
@@ -109,7 +117,7 @@ def gradients(settings, kind, part=slice(None)):
     return found | {f"value {k}": terms[k].detach() for k in reduced if k in terms}
 
 
-def gradients_of_recipe(name, settings):
+def gradients_of_recipe(name, settings, kind):
     "Gradients of what a recipe trains with, of this process's part of its first batch."
     recipe = importlib.import_module(f"em_train.recipes.{name}")
     config = resolve(recipe.Config, [Layer("test", settings)])
@@ -119,8 +127,10 @@ def gradients_of_recipe(name, settings):
         if parameter.requires_grad:
             wide = parameter.dim() > 1
             nn.init.normal_(parameter, 1 - wide, parameter[0].numel() ** -0.5 if wide else 0.1)
-    measure = distributed.parallel(loss, networks)
-    measure(next(iter(loader.batches(0, 1)))).backward()
+    measure = distributed.parallel(loss, networks.to(kind))
+    batch = next(iter(loader.batches(0, 1)))
+    with computed_in(kind):
+        measure(batch).backward()
     return {k: p.grad for k, p in networks.named_parameters() if p.requires_grad}
 """
 RANK = """
@@ -130,7 +140,10 @@ with distributed.joined(cuda=False):
     settings, attempts, recipes = json.loads(sys.argv[1])
     found = {str(k): gradients(settings, k, part) for k in (torch.float64, torch.float32)}
     found["attempts"] = gradients(attempts, torch.float64, part)
-    found["recipes"] = {name: gradients_of_recipe(name, s) for name, s in recipes.items()}
+    found["recipes"] = {
+        f"{name} {k}": gradients_of_recipe(name, s, k)
+        for name, s in recipes.items() for k in (torch.float64, torch.float32)
+    }
     sums = distributed.reduce(torch.tensor([1.0 + rank], requires_grad=True))
     told = {
         "largest": distributed.largest(10 * rank),
@@ -209,18 +222,22 @@ def test_terms_of_earlier_attempts_are_those_of_the_global_batch(ranks):
             torch.testing.assert_close(rank["attempts"][key], value, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("kind", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"]
+)
 @pytest.mark.parametrize("name", sorted(OTHERS))
-def test_every_recipe_has_the_gradients_of_the_global_batch(ranks, name):
+def test_every_recipe_has_the_gradients_of_the_global_batch(ranks, name, kind, within):
     space = {}
     exec(compile(COMPUTE, "compute", "exec"), space)
-    whole = space["gradients_of_recipe"](name, OTHERS[name])
+    whole = space["gradients_of_recipe"](name, OTHERS[name], kind)
     largest = max(gradient.abs().max() for gradient in whole.values())
     assert largest > 1e-3
     for rank in ranks:
-        assert rank["recipes"][name].keys() == whole.keys()
+        found = rank["recipes"][f"{name} {kind}"]
+        assert found.keys() == whole.keys()
         for key, gradient in whole.items():
-            worst = (rank["recipes"][name][key] - gradient).abs().max()
-            assert worst <= 1e-5 * largest, f"{key}: {worst:.2e} of {largest:.2e}"
+            worst = (found[key] - gradient).abs().max()
+            assert worst <= within * largest, f"{key}: {worst:.2e} of {largest:.2e}"
 
 
 def test_ranks_know_each_other(ranks):
