@@ -40,6 +40,20 @@ Json = Annotated[
     typer.Option("--json", metavar="PATH", help="Also write the figures there as JSON."),
 ]
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A .toml file, or the config.json of a run."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. optim.lr=3e-4."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
+]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="List every key, its value and meaning, and leave.")
+]
 Channel = Annotated[
     str | None,
     typer.Option(metavar="N|NAME", help="Which channel, where the volume has several."),
@@ -93,27 +107,17 @@ def dense_ssl(
         typer.Option("--out", metavar="RUN", help="Run folder. Default: runs/dense-ssl-TIME."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Start from a preset: default, demo.")
+        str | None, typer.Option(metavar="NAME", help="Start from a preset: default, demo, exp1, …")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml file, or the config.json of a run.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. optim.lr=3e-4."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
-    ] = False,
+    config: ConfigFile = None,
+    set_: Set = None,
+    resume: Resume = False,
     init: Init = None,
     gpus: Gpus = None,
     processes: Processes = None,
     slurm: Slurm = None,
     sbatch: Sbatch = None,
-    show_config: Annotated[
-        bool,
-        typer.Option("--show-config", help="List every key, its value and meaning, and leave."),
-    ] = False,
+    show_config: ShowConfig = False,
     debug: Debug = False,
 ) -> None:
     """Learn classes of content for every pixel, without labels.
@@ -180,16 +184,9 @@ def segment(
             metavar="NAME", help="Start from a preset: default, demo, quick, fib-sem, ss-tem."
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml file, or the config.json of a run.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. optim.lr=3e-4."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
-    ] = False,
+    config: ConfigFile = None,
+    set_: Set = None,
+    resume: Resume = False,
     init: Annotated[
         str | None,
         typer.Option(
@@ -201,10 +198,7 @@ def segment(
     processes: Processes = None,
     slurm: Slurm = None,
     sbatch: Sbatch = None,
-    show_config: Annotated[
-        bool,
-        typer.Option("--show-config", help="List every key, its value and meaning, and leave."),
-    ] = False,
+    show_config: ShowConfig = False,
     debug: Debug = False,
 ) -> None:
     """Learn to label every pixel, from a few labelled slices.
@@ -280,25 +274,15 @@ def mae(
             help="Start from a preset: default, demo, laptop, ss-tem, small, base, large.",
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml file, or the config.json of a run.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. optim.lr=3e-4."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
-    ] = False,
+    config: ConfigFile = None,
+    set_: Set = None,
+    resume: Resume = False,
     init: Init = None,
     gpus: Gpus = None,
     processes: Processes = None,
     slurm: Slurm = None,
     sbatch: Sbatch = None,
-    show_config: Annotated[
-        bool,
-        typer.Option("--show-config", help="List every key, its value and meaning, and leave."),
-    ] = False,
+    show_config: ShowConfig = False,
     debug: Debug = False,
 ) -> None:
     """Learn the structure of volumes by filling in what was hidden: a masked autoencoder.
@@ -634,9 +618,7 @@ def bench_train(
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start from a preset of the recipe.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .toml file, or the config.json of a run.")
-    ] = None,
+    config: ConfigFile = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. data.batch_size=32."),
