@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import torch
 from em_train import bench_train
-from em_train.optim import OptimConfig
-from em_train.run_config import RunConfig
+from em_train.engine.optim import OptimConfig
+from em_train.engine.run_config import RunConfig
 from torch import nn
 
 

@@ -1,5 +1,5 @@
 import pytest
-from em_train.best import Best
+from em_train.engine.best import Best
 
 
 @pytest.mark.parametrize("higher", [True, False])

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from em_train import checkpoint, distributed
+from em_train.engine import checkpoint, distributed
 from em_train.errors import CheckpointError
 from torch import nn
 
@@ -61,7 +61,7 @@ def test_a_single_flipped_bit_is_found(tmp_path, capfd):
 FILL = """
 import resource, sys, torch
 from pathlib import Path
-from em_train import checkpoint, distributed
+from em_train.engine import checkpoint, distributed
 folder = Path(sys.argv[1])
 checkpoint.save(folder, 1, {"x": torch.zeros(10)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond this

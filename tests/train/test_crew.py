@@ -17,8 +17,8 @@ import pytest
 from em_data import open_volume
 from em_data.blockwise import begin_blocks
 from em_data.stitch import ImageConfig
-from em_train.crew import BlockJob, write_blocks
-from em_train.dask_crew import DaskCrew
+from em_train.engine.crew import BlockJob, write_blocks
+from em_train.engine.dask_crew import DaskCrew
 from em_train.errors import BlockFailedError
 
 SHAPE = (16, 96, 96)
@@ -54,7 +54,7 @@ TOY = """
 RUN = """
     import json, sys
     from em_data import ImageConfig, begin_blocks
-    from em_train.crew import BlockJob, write_blocks
+    from em_train.engine.crew import BlockJob, write_blocks
 
     def main():
         settings = json.loads(sys.argv[1])

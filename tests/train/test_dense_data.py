@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from em_data import StackConfig, open_volume
-from em_train import dense_data
-from em_train.dense_data import DataConfig, make_loader, open_volumes, stack_of
+from em_train import reading
+from em_train.dense.data import DataConfig, make_loader, stack_of
+from em_train.reading import open_volumes
 
 
 def test_only_the_asked_slices_are_learned_from():
@@ -37,7 +38,7 @@ def test_only_the_asked_slices_are_learned_from():
 )
 def test_volumes_are_learned_at_one_scale(monkeypatch, shape, size_nm, pixel_nm, expected):
     volume = open_volume(np.zeros(shape, np.uint8), voxel_size_nm=size_nm)
-    monkeypatch.setattr(dense_data, "open_volume", lambda address, at_nm: volume)
+    monkeypatch.setattr(reading, "open_volume", lambda address, at_nm: volume)
     stack = StackConfig(size_vx=65, offsets_z=(-1, 0, 1))
     data = DataConfig(pixel_nm=pixel_nm, stack=stack)
     found = open_volumes(data)

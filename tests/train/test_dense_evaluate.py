@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from em_data import Box, grey_range, new_store, open_volume
-from em_train import dense_evaluate, dense_predict, dense_report
-from em_train.audit import shuffle_audit, summarise_rows
 from em_train.config import Layer, resolve
-from em_train.dense_shortcut import prove_stored_run
+from em_train.dense import evaluate as dense_evaluate
+from em_train.dense import predict as dense_predict
+from em_train.dense import report as dense_report
+from em_train.dense.audit import shuffle_audit, summarise_rows
+from em_train.dense.prove import prove_stored_run
+from em_train.engine.run_folder import RunFolder, new_run
 from em_train.evaluate import Protocol, open_truth, score_codes
 from em_train.recipes import dense_ssl as recipe
-from em_train.run_folder import RunFolder, new_run
 
 DATA = "synthetic:shape=8x170x170,seed=1"
 SMALL = {

@@ -14,16 +14,16 @@ import torch
 from em_data import BlockSampler, Box, GreyRange, Key, augment, new_store, open_volume
 from em_data.loader import Batch
 from em_losses import entropy_sums, mean_entropy
-from em_train import checkpoint
 from em_train import config as configuration
 from em_train.config import Layer, resolve
-from em_train.dense_data import make_loader
-from em_train.dense_report import agreement, hard_codes, preview
+from em_train.dense.data import make_loader
+from em_train.dense.report import agreement, hard_codes, preview
+from em_train.engine import checkpoint
+from em_train.engine.run_folder import new_run, resumed_run
 from em_train.errors import ConfigError
 from em_train.metrics import nmi
 from em_train.pictures import GAP_PX, TITLE_PX
 from em_train.recipes import dense_ssl as recipe
-from em_train.run_folder import new_run, resumed_run
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from em_train.device import choose_device, recompute
+from em_train.engine.device import choose_device, recompute
 from torch import nn
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from em_models import BatchNorm
-from em_train import distributed
+from em_train.engine import distributed
 from torch import nn
 
 WORLD = 2
@@ -60,7 +60,7 @@ import torch
 from em_data import Key
 from em_data.loader import Batch
 from em_models import BatchNorm
-from em_train import distributed
+from em_train.engine import distributed
 from em_train.config import Layer, resolve
 from em_train.recipes import dense_ssl
 from torch import nn

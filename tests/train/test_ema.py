@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from em_train.ema import decay_at, moving_average
-from em_train.optim import OptimConfig
+from em_train.engine.ema import decay_at, moving_average
+from em_train.engine.optim import OptimConfig
 from torch import nn
 
 

@@ -1,5 +1,5 @@
 import torch
-from em_train.inpaint import inpaint
+from em_train.mae.inpaint import inpaint
 
 
 def slow(volume, visible):

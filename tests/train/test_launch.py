@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from em_train import checkpoint
-from em_train.launch import Places
+from em_train.engine import checkpoint
+from em_train.engine.launch import Places
 
 RUN = [
     *("--data", "synthetic:shape=8x96x96,seed=1", "--set", "data.batch_size=2"),

@@ -6,11 +6,11 @@ import math
 import em_models
 import pytest
 import torch
-from em_train import checkpoint
 from em_train.cli import app
 from em_train.config import Layer, resolve
+from em_train.engine import checkpoint
+from em_train.engine.run_folder import new_run
 from em_train.recipes import mae as recipe
-from em_train.run_folder import new_run
 from typer.testing import CliRunner
 
 SMALL = {

@@ -7,10 +7,10 @@ from em_data.loader import Batch
 from em_data.sampler import Key
 from em_models import DecoderConfig, Mae, MaeConfig, Vit3dConfig, Voxels
 from em_models.masks import Masks
-from em_train import mae_check
-from em_train.mae_check import checked_masks, cosines, filled_in, inpainting_errors, shown, spectrum
-from em_train.mae_data import DataConfig
-from em_train.mae_report import preview, save_spectrum
+from em_train.mae import check as mae_check
+from em_train.mae.check import checked_masks, cosines, filled_in, inpainting_errors, shown, spectrum
+from em_train.mae.data import DataConfig
+from em_train.mae.report import preview, save_spectrum
 from em_train.pictures import TITLE_PX
 from PIL import Image
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from em_data import Box, CubeConfig, SplitConfig, Volume
 from em_data.places import end_of
-from em_train.mae_data import (
+from em_train.mae.data import (
     DataConfig,
     boxes_of,
     held_out,
     make_loader,
-    open_volumes,
     split_data,
     token_pitch,
     voxels_of,
 )
+from em_train.reading import open_volumes
 
 CUBE = CubeConfig(size_vx=(8, 16, 16))
 

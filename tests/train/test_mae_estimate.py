@@ -1,7 +1,7 @@
 import pytest
 import torch
 from em_models import DecoderConfig, Mae, MaeConfig, Vit3dConfig, count_parameters
-from em_train.mae_estimate import estimate
+from em_train.mae.estimate import estimate
 from torch.utils.flop_counter import FlopCounterMode
 
 CONFIG = MaeConfig(

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from em_train import optim
-from em_train.optim import OptimConfig, Schedule
+from em_train.engine import optim
+from em_train.engine.optim import OptimConfig, Schedule
 from torch import nn
 
 

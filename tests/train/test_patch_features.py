@@ -6,8 +6,8 @@ import pytest
 import torch
 from em_data import CubeConfig, GreyRange, Volume
 from em_models import DenseEncoder, DenseEncoderConfig, Vit3d, Vit3dConfig
-from em_train.dense_codes import grid_maps
-from em_train.mae_data import DataConfig
+from em_train.dense.codes import grid_maps
+from em_train.mae.data import DataConfig
 from em_train.patch_features import (
     DenseRun,
     MaeRun,

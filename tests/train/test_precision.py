@@ -1,6 +1,6 @@
 import pytest
 import torch
-from em_train import precision
+from em_train.engine import precision
 from torch import nn
 
 CPU = torch.device("cpu")

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from em_train import checkpoint
 from em_train.cli import RECIPES
 from em_train.config import Layer, resolve
-from em_train.run_folder import new_run, resumed_run
-from em_train.stop import StopRequest
+from em_train.engine import checkpoint
+from em_train.engine.run_folder import new_run, resumed_run
+from em_train.engine.stop import StopRequest
 
 RUN = {"log_every": 1, "picture_every": 3, "checkpoint_every": 2, "device": "cpu"}
 OPTIM = {"steps": 5, "warmup_steps": 1, "accumulate": 2, "ema_decay_end": 1.0}

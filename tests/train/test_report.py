@@ -2,9 +2,9 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+from em_train.engine.run_folder import RunFolder
 from em_train.errors import RunFolderError
 from em_train.report import Curve, render, write
-from em_train.run_folder import RunFolder
 from PIL import Image
 
 CURVES = (Curve("loss", "the loss", "what is minimised & more"),)

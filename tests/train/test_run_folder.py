@@ -1,8 +1,8 @@
 from dataclasses import dataclass
 
 import pytest
+from em_train.engine.run_folder import RunFolder, new_run, resumed_run
 from em_train.errors import RunFolderError
-from em_train.run_folder import RunFolder, new_run, resumed_run
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from em_data import new_store, open_volume
 from em_data.geometry import Box
-from em_train import checkpoint
 from em_train import config as configuration
 from em_train.cli import app
 from em_train.config import Layer, resolve
+from em_train.engine import checkpoint
+from em_train.engine.run_folder import new_run, resumed_run
 from em_train.errors import CheckpointError, ConfigError
 from em_train.recipes import dense_ssl
 from em_train.recipes import segment as recipe
-from em_train.run_folder import new_run, resumed_run
 from typer.testing import CliRunner
 
 SYNTHETIC = "synthetic:shape=10x80x80,seed=1"

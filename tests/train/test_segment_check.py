@@ -4,7 +4,7 @@ import torch
 from em_data import Box, GreyRange, Region, Split, open_volume, place_labels
 from em_losses import bce_dice
 from em_models import UNet, UNetConfig
-from em_train.segment_check import (
+from em_train.segment.check import (
     CASE_VX,
     Case,
     check_classes,
@@ -13,10 +13,10 @@ from em_train.segment_check import (
     measure,
     panels,
 )
-from em_train.segment_labels import Classes
-from em_train.segment_loss import LossConfig
-from em_train.segment_metrics import best_thresholds
-from em_train.segment_tiles import predict_logits
+from em_train.segment.labels import Classes
+from em_train.segment.loss import LossConfig
+from em_train.segment.metrics import best_thresholds
+from em_train.segment.tiles import predict_logits
 
 CPU, NAMES = torch.device("cpu"), ("a", "b")
 

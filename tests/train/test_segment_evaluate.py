@@ -6,8 +6,8 @@ from em_data import new_store
 from em_data.geometry import Box
 from em_train.cli import app
 from em_train.config import Layer, resolve
+from em_train.engine.run_folder import new_run
 from em_train.recipes import segment as recipe
-from em_train.run_folder import new_run
 from typer.testing import CliRunner
 
 

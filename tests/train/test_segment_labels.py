@@ -3,7 +3,7 @@ import pytest
 import torch
 from em_data import new_store, open_volume
 from em_data.geometry import Box
-from em_train.segment_labels import (
+from em_train.segment.labels import (
     Classes,
     Specification,
     balance,

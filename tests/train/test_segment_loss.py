@@ -1,7 +1,7 @@
 import pytest
 import torch
 from em_losses import SegmentationSums, bce_dice, boundary_weight, softmax_dice
-from em_train.segment_loss import LossConfig, probabilities, sums_of, terms_of
+from em_train.segment.loss import LossConfig, probabilities, sums_of, terms_of
 
 
 def total(sums, config):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from em_train.segment_metrics import (
+from em_train.segment.metrics import (
     COUNTS,
     SCORES,
     Judged,

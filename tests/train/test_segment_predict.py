@@ -8,9 +8,9 @@ from em_data import grey_range, new_store, open_volume
 from em_data.geometry import Box
 from em_train.cli import app
 from em_train.config import Layer, resolve
+from em_train.engine.run_folder import new_run
 from em_train.recipes import segment as recipe
-from em_train.run_folder import new_run
-from em_train.segment_predict import class_map
+from em_train.segment.predict import class_map
 from typer.testing import CliRunner
 
 SHAPE, SIZE = (4, 150, 140), (40.0, 8.0, 8.0)

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from em_train.segment_series import run_series, slice_counts
+from em_train.segment.series import run_series, slice_counts
 
 
 def test_numbers_of_slices():

@@ -12,7 +12,7 @@ from em_models import DenseEncoder, DenseEncoderConfig
 from em_models.geometry import Geometry
 from em_models.head import DenseCodes
 from em_train.baselines import grey_centres, grey_codes
-from em_train.shortcut import (
+from em_train.dense.shortcut import (
     GATES,
     Figures,
     Proof,

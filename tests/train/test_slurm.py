@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from em_train import checkpoint
-from em_train.slurm import script
+from em_train.engine import checkpoint
+from em_train.engine.slurm import script
 
 RUN = [
     *("--data", "synthetic:shape=8x96x96,seed=1", "--set", "data.batch_size=2"),

@@ -2,7 +2,7 @@ import os
 import signal
 
 import pytest
-from em_train.stop import StopRequest
+from em_train.engine.stop import StopRequest
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])

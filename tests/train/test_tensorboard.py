@@ -2,7 +2,7 @@ import sys
 
 import pytest
 from em_train import tensorboard
-from em_train.run_folder import RunFolder
+from em_train.engine.run_folder import RunFolder
 
 
 def test_rows_are_mirrored_and_those_to_be_repeated_hidden(tmp_path):

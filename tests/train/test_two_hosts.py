@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from em_train import checkpoint
+from em_train.engine import checkpoint
 
 NAMES = [f"emtrain-{os.getpid()}-{host}" for host in "ab"]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]

@@ -4,9 +4,9 @@ import dataclasses
 import pytest
 import torch
 from em_models import BatchNorm
-from em_train import optim, precision
-from em_train.optim import OptimConfig
-from em_train.update import Update, save_batch
+from em_train.engine import optim, precision
+from em_train.engine.optim import OptimConfig
+from em_train.engine.update import Update, save_batch
 from torch import nn
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 import os
 
 import pytest
-from em_train.whole import point, remove_leftovers, replacing
+from em_train.engine.whole import point, remove_leftovers, replacing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -38,14 +38,20 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from em_losses import kernels_in_use
-from em_train import checkpoint, cli
-from em_train.stop import SAVED
+from em_train import cli
+from em_train.engine import checkpoint
+from em_train.engine.stop import SAVED
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 # Imported before the forks, because a run imports them.
-HEAVY = ("em_train.recipes.dense_ssl", "em_train.launch", "torch._dynamo", "PIL.PngImagePlugin")
+HEAVY = (
+    "em_train.recipes.dense_ssl",
+    "em_train.engine.launch",
+    "torch._dynamo",
+    "PIL.PngImagePlugin",
+)
 KERNELS = ("em_kernels.entropy", "em_kernels.divergence", "em_kernels.crops")
 SETTINGS = (
     *("data.batch_size=2", "data.stack.size_vx=61", "model.encoder.classes=8"),

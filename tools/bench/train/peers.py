@@ -33,13 +33,13 @@ from em_data import Split, Volume, open_volume, place_labels
 from em_data.loader import Batch
 from em_data.places import whole
 from em_models import UNet, UNetConfig, count_parameters
-from em_train import precision
 from em_train.config import Layer, resolve
-from em_train.optim import Schedule, adamw
+from em_train.engine import precision
+from em_train.engine.optim import Schedule, adamw
 from em_train.recipes import segment as recipe
-from em_train.segment_check import Window, choose_windows, examine, measure
-from em_train.segment_labels import Classes
-from em_train.segment_metrics import best_thresholds
+from em_train.segment.check import Window, choose_windows, examine, measure
+from em_train.segment.labels import Classes
+from em_train.segment.metrics import best_thresholds
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -264,7 +264,7 @@ class World:
 
 
 class Evaluating:
-    """A network in evaluation mode, as the tiles of `em_train.segment_tiles` want it, for a while."""
+    """A network in evaluation mode, as the tiles of `em_train.segment.tiles` want it, for a while."""
 
     def __init__(self, networks: nn.ModuleDict) -> None:
         self.networks = networks

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from em_train import distributed, optim, precision
-from em_train.device import choose_device
-from em_train.ema import moving_average
-from em_train.update import Update
+from em_train.engine import distributed, optim, precision
+from em_train.engine.device import choose_device
+from em_train.engine.ema import moving_average
+from em_train.engine.update import Update
 
 PEAK_S = 0.3  # for which a matrix product is repeated
 SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}

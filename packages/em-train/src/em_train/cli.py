@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from em_train import worker
+from em_train.engine import worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,8 +88,8 @@ Sbatch = Annotated[
 ]
 
 # Which module evaluates, and which predicts, for the runs of a recipe.
-EVALUATIONS = {"dense-ssl": "em_train.dense_evaluate", "segment": "em_train.segment_evaluate"}
-PREDICTORS = {"dense-ssl": "em_train.dense_predict", "segment": "em_train.segment_predict"}
+EVALUATIONS = {"dense-ssl": "em_train.dense.evaluate", "segment": "em_train.segment.evaluate"}
+PREDICTORS = {"dense-ssl": "em_train.dense.predict", "segment": "em_train.segment.predict"}
 
 
 @app.command("dense-ssl")
@@ -211,7 +211,7 @@ def segment(
     from em_train import config as configuration
     from em_train.config import Layer
     from em_train.recipes import segment as recipe
-    from em_train.segment_series import run_series, slice_counts
+    from em_train.segment.series import run_series, slice_counts
 
     layers = _layers("segment", preset, config, set_)
     given: dict[str, Any] = {}
@@ -403,12 +403,12 @@ def shortcut(
     For instance: `emtrain shortcut runs/first --data other.zarr`
     """
     from em_train import config as configuration
-    from em_train.dense_report import print_proof
-    from em_train.dense_shortcut import prove_stored_run
+    from em_train.dense.prove import prove_stored_run
+    from em_train.dense.report import print_proof
+    from em_train.engine.run_folder import stored_config
     from em_train.recipes import dense_ssl as recipe
-    from em_train.run_folder import stored_config
 
-    _recipe_of(run, {"dense-ssl": "em_train.dense_shortcut"})
+    _recipe_of(run, {"dense-ssl": "em_train.dense.prove"})
     config = configuration.resolve(recipe.Config, [stored_config(run, "dense-ssl")])
     proof = prove_stored_run(
         run, config, recipe.run, address=data, audit_steps=audit_steps, seed=seed
@@ -752,9 +752,9 @@ def _train(
 ) -> None:
     """What the command of every recipe does: resolve the configuration, then run, launch or submit."""
     from em_train import config as configuration
-    from em_train import launch
     from em_train.config import Layer
-    from em_train.run_folder import stored_config
+    from em_train.engine import launch
+    from em_train.engine.run_folder import stored_config
 
     where = launch.Places(gpus=places[0], processes=places[1])
     if resume:
@@ -825,7 +825,7 @@ def _absolute(address: str) -> str:
 
 def _absolute_labels(option: str) -> str:
     """The same for NAME=ADDRESS@VALUE."""
-    from em_train.segment_labels import parse
+    from em_train.segment.labels import parse
 
     name, address, value = parse(option)
     return f"{name}={_absolute(address)}" + ("" if value is None else f"@{value}")

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import pydantic
 
+from em_train.engine.whole import replacing
 from em_train.errors import ConfigError
-from em_train.whole import replacing
 
 T = TypeVar("T")
 Tree = Mapping[str, Any]

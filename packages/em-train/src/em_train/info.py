@@ -176,7 +176,7 @@ def _run(folder: Path) -> dict[str, Any]:
             f"{folder}/config.json belongs neither to a run nor to weights; "
             "wanted a volume, a run folder or a folder of weights"
         )
-    from em_train.run_folder import measured_rows
+    from em_train.engine.run_folder import measured_rows
 
     rows = measured_rows(folder)
     found: dict[str, Any] = {"run": str(folder), "command": f"emtrain {described['command']}"}

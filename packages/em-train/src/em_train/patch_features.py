@@ -23,16 +23,16 @@ from em_models.positions import sincos, token_places
 from torch import Tensor
 
 from em_train import config as configuration
-from em_train import dense_codes, mae_data
 from em_train.config import Layer
-from em_train.dense_codes import grid_maps
-from em_train.dense_data import open_at
-from em_train.device import choose_device
-from em_train.mae_data import DataConfig
+from em_train.dense import codes as dense_codes
+from em_train.dense.codes import grid_maps
+from em_train.engine.device import choose_device
+from em_train.engine.run_config import RunConfig
+from em_train.engine.run_folder import stored_config
+from em_train.mae.data import DataConfig
 from em_train.probe import pooled
+from em_train.reading import open_at
 from em_train.readout import determination
-from em_train.run_config import RunConfig
-from em_train.run_folder import stored_config
 
 COMPONENTS = 64  # of raw patches
 PLACE_CHANNELS = 48  # of positions
@@ -66,7 +66,7 @@ class MaeRun(NamedTuple):
 
     def open(self, address: str) -> Volume:
         """A volume at the scale of the run."""
-        return mae_data.open_at(address, self.data)
+        return open_at(address, self.data)
 
     def maps(self, slab: Slab, layers: Sequence[int]) -> list[Tensor]:
         """Vectors of each layer: a map each."""

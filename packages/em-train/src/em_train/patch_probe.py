@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from em_train.engine.progress import say
 from em_train.evaluate import Truth, open_truth
 from em_train.patch_features import (
     DenseRun,
@@ -34,7 +35,6 @@ from em_train.patch_features import (
     places,
     raw_patches,
 )
-from em_train.progress import say
 from em_train.readout import HIDDEN, average_precision, best_threshold, dice, fit_readout
 
 FITTED_SHARE = 0.5  # of the patches to fit, drawn anew with every seed; the others give thresholds

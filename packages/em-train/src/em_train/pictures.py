@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from em_train.whole import replacing
+from em_train.engine.whole import replacing
 
 GAP_PX = 12
 TITLE_PX = 26

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from em_train.engine.run_folder import RunFolder, measured_rows
+from em_train.engine.whole import replacing
 from em_train.errors import RunFolderError
-from em_train.run_folder import RunFolder, measured_rows
-from em_train.whole import replacing
 
 # Told apart by most people who do not see all colours; the first one is a lone run's.
 COLOURS = ("#2a78d6", "#d9662b", "#1f9e77", "#b0489b", "#8a7a10", "#c23b4e", "#5b6bc0", "#6b6b6b")

@@ -9,7 +9,7 @@ from em_data import new_store, tiles
 from em_data.geometry import float3, int3
 from em_data.synthetic import SyntheticConfig, render
 
-from em_train.progress import meter, say
+from em_train.engine.progress import meter, say
 
 __all__ = ["SyntheticConfig", "write_synthetic"]
 

@@ -64,21 +64,22 @@ from em_models.predictor import Kind as PredictorKind
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from em_train import checkpoint, distributed, optim, precision
-from em_train.dense_data import DataConfig, fingerprint, learned, make_loader, open_volumes
-from em_train.dense_report import agreement, preview, prove_run, write_report
-from em_train.dense_views import look
-from em_train.device import choose_device
-from em_train.distributed import reduce
-from em_train.ema import moving_average
+from em_train.dense.data import DataConfig, learned, make_loader
+from em_train.dense.report import agreement, preview, prove_run, write_report
+from em_train.dense.views import look
+from em_train.engine import checkpoint, distributed, optim, precision
+from em_train.engine.device import choose_device
+from em_train.engine.distributed import reduce
+from em_train.engine.ema import moving_average
+from em_train.engine.optim import OptimConfig
+from em_train.engine.progress import Watch, meter, say
+from em_train.engine.run_config import RunConfig
+from em_train.engine.run_folder import RunFolder
+from em_train.engine.stop import StopRequest
+from em_train.engine.update import Update
 from em_train.errors import CheckpointError
 from em_train.metrics import effective_classes
-from em_train.optim import OptimConfig
-from em_train.progress import Watch, meter, say
-from em_train.run_config import RunConfig
-from em_train.run_folder import RunFolder
-from em_train.stop import StopRequest
-from em_train.update import Update
+from em_train.reading import fingerprint, open_volumes
 
 DIRECTIONS = 64  # of SIGReg, drawn anew every step
 FITTED_PLACES, FITTED_VX = 8, 256  # windows of each volume that the filter bank is standardised by

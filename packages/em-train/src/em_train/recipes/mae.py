@@ -31,30 +31,30 @@ from em_models.patches import grid_of
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from em_train import checkpoint, distributed, mae_check, optim, precision
 from em_train.bench_train import peak_speed
-from em_train.device import choose_device, recompute
-from em_train.ema import moving_average
+from em_train.engine import checkpoint, distributed, optim, precision
+from em_train.engine.device import choose_device, recompute
+from em_train.engine.ema import moving_average
+from em_train.engine.optim import OptimConfig
+from em_train.engine.progress import Watch, meter, say
+from em_train.engine.run_config import RunConfig
+from em_train.engine.run_folder import RunFolder
+from em_train.engine.stop import StopRequest
+from em_train.engine.update import Update
 from em_train.errors import CheckpointError
-from em_train.mae_check import Figures
-from em_train.mae_data import (
+from em_train.mae import check as mae_check
+from em_train.mae.check import Figures
+from em_train.mae.data import (
     DataConfig,
-    fingerprint,
     held_out,
     make_loader,
-    open_volumes,
     split_data,
     token_pitch,
     voxels_of,
 )
-from em_train.mae_estimate import Estimate, estimate
-from em_train.mae_report import preview, save_spectrum, write_report
-from em_train.optim import OptimConfig
-from em_train.progress import Watch, meter, say
-from em_train.run_config import RunConfig
-from em_train.run_folder import RunFolder
-from em_train.stop import StopRequest
-from em_train.update import Update
+from em_train.mae.estimate import Estimate, estimate
+from em_train.mae.report import preview, save_spectrum, write_report
+from em_train.reading import fingerprint, open_volumes
 
 BETAS = (0.9, 0.95)  # of AdamW: hidden patches differ from step to step
 SETTLED = 5  # steps after which the time of an epoch is foretold
@@ -116,7 +116,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, config.data)
     loader = make_loader(volumes, split, config.data, seed=config.run.seed)
     checked = held_out(loader, split, config.data, seed=config.run.seed) if folder.leads else []
-    data = fingerprint(loader, split)
+    data = fingerprint(loader, split.training)
 
     # Model: the autoencoder and its moving average.
     networks = make_networks(config, volumes).to(device)

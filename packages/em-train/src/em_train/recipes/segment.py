@@ -26,18 +26,21 @@ from em_data.loader import Batch, Loader
 from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig, count_parameters, save
 from torch import Tensor, nn
 
-from em_train import checkpoint, distributed, optim, precision
-from em_train.best import Best
-from em_train.device import choose_device
-from em_train.distributed import reduce
-from em_train.ema import moving_average
+from em_train.engine import checkpoint, distributed, optim, precision
+from em_train.engine.best import Best
+from em_train.engine.device import choose_device
+from em_train.engine.distributed import reduce
+from em_train.engine.ema import moving_average
+from em_train.engine.optim import OptimConfig
+from em_train.engine.progress import Watch, meter, say
+from em_train.engine.run_config import RunConfig
+from em_train.engine.run_folder import RunFolder
+from em_train.engine.stop import StopRequest
+from em_train.engine.update import Update
 from em_train.errors import CheckpointError
-from em_train.optim import OptimConfig
-from em_train.progress import Watch, meter, say
-from em_train.run_config import RunConfig
-from em_train.run_folder import RunFolder
-from em_train.segment_check import Window, check_classes, choose_windows, finish, measure, preview
-from em_train.segment_data import (
+from em_train.reading import fingerprint
+from em_train.segment.check import Window, check_classes, choose_windows, finish, measure, preview
+from em_train.segment.data import (
     DataConfig,
     augmentation,
     crop_of,
@@ -46,10 +49,8 @@ from em_train.segment_data import (
     planes_of,
     split_data,
 )
-from em_train.segment_labels import Classes, labelled
-from em_train.segment_loss import LossConfig, sums_of, terms_of
-from em_train.stop import StopRequest
-from em_train.update import Update
+from em_train.segment.labels import Classes, labelled
+from em_train.segment.loss import LossConfig, sums_of, terms_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     windows = held_out(loader, classes, split, config)
-    data = fingerprint(loader, split)
+    data = fingerprint(loader, split.training)
 
     # Model: the network and its moving average.
     networks = make_networks(config, classes).to(device)
@@ -378,13 +379,6 @@ def layers_of(networks: nn.ModuleDict, config: Config) -> list[nn.Module]:
     if config.model.kind == "unet":
         return [*network.encoder, network.bottleneck, *network.decoder]
     return [*network.encoder, *reversed(network.decoder)]
-
-
-def fingerprint(loader: Loader, split: Split) -> str:
-    """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
-    volumes = [f"{volume.dtype} {volume.shape}" for volume in loader.volumes]
-    plan = getattr(loader.sampler, "plan", None)
-    return f"{', '.join(volumes)}, {split.training}" + (f", blocks {plan}" if plan else "")
 
 
 def announce(

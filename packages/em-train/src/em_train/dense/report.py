@@ -1,0 +1,204 @@
+"""What dense-ssl shows: class maps, agreement with truth where there is one, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from em_data import Box, GreyRange, Volume
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from em_train import pictures, report
+from em_train.baselines import grey_centres, grey_codes
+from em_train.dense.audit import Audit
+from em_train.dense.shortcut import Proof, crops_of_one_place, in_words, prove
+from em_train.engine.run_folder import RunFolder
+from em_train.engine.whole import replacing
+from em_train.metrics import nmi
+from em_train.report import Curve
+
+VIEW_VX = 360  # side of the pictures
+SCORED_SLICES = 8
+SCORED_VX = 768  # side of the window of each slice that is compared with the truth
+TRUTH = "classes"  # label image that synthetic volumes carry
+
+CURVES = (
+    Curve("loss", "loss", "what is minimised: the weighted sum of the terms below"),
+    Curve("pred", "cross-entropy (nats)", "how badly the neighbours predict the target's codes"),
+    Curve(
+        "beyond_mean", "beyond the mean (nats)", "how much better than the mean of the neighbours"
+    ),
+    Curve(
+        "information",
+        "information (nats)",
+        "H̄ − cross-entropy: what a code says about its place in the tissue",
+    ),
+    Curve("view", "views (nats)", "cross-entropy between the codes of two views of the target"),
+    Curve("contrast_context", "InfoNCE, context (nats)", "embedding predicted against seen"),
+    Curve("contrast_view", "InfoNCE, views (nats)", "one view against the other"),
+    Curve("feature", "features", "error of the filter bank's features read from the embedding"),
+    Curve("reg", "spread", "what keeps the classes from falling together; 0: the floor is held"),
+    Curve("mean_classes", "exp H̄", "classes that the mean code is spread over"),
+    Curve("cond", "entropy of a code (nats)", "0: every pixel is decided"),
+    Curve("max_probability", "mean largest probability", "1: every pixel is decided"),
+    Curve("active_classes", "classes in use", "effective number of hard classes in a batch"),
+    Curve("unique_classes", "classes that occur", "number of different hard classes in a batch"),
+    Curve("slices_per_s", "slices per second", "speed of training, with reading"),
+    Curve("lr", "learning rate", "of AdamW"),
+)
+
+
+def view_box(volume: Volume, margin: int, z: int, side_vx: int = VIEW_VX) -> Box:
+    """The middle of a slice, with the border that the encoder loses."""
+    size = [min(n, side_vx + 2 * margin) for n in volume.shape[1:]]
+    origin = [(n - s) // 2 for n, s in zip(volume.shape[1:], size, strict=True)]
+    return Box((z, origin[0], origin[1]), (1, size[0], size[1]))
+
+
+@torch.inference_mode()
+def hard_codes(encoder: Any, image: np.ndarray) -> np.ndarray:
+    """The class of every pixel of slices in [0, 1] that has one: (Z, Y, X) -> (Z, Y − 2m, X − 2m)."""
+    device = next(encoder.parameters(), torch.zeros(())).device
+    codes = []
+    for plane in torch.from_numpy(image).to(device):  # one by one: the features are large
+        codes.append(encoder(plane[None, None], dense=True).logits[0].argmax(0).cpu())
+    return torch.stack(codes).numpy()
+
+
+def truth_of(volume: Volume) -> Volume | None:
+    """The true classes of a volume, if it has any that lie exactly on its voxels."""
+    if TRUTH not in volume.label_names:
+        return None
+    truth = volume.labels(TRUTH)
+    same = (truth.shape, truth.voxel_size_nm, truth.origin_nm) == (
+        volume.shape,
+        volume.voxel_size_nm,
+        volume.origin_nm,
+    )
+    return truth if same else None
+
+
+def preview(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, name: str) -> None:
+    """Save one slice as raw, classes, overlay and, where it is known, truth."""
+    margin, classes = encoder.geometry.margin, encoder.config.classes
+    box = view_box(volume, margin, volume.shape[0] // 2)
+    image = grey.unit(volume.read(box))
+    colours = pictures.class_map(hard_codes(encoder, image)[0], classes)
+    raw = np.rint(without_border(image[0], margin) * 255).astype(np.uint8)
+    panels = [("raw", raw), ("classes", colours), ("both", pictures.overlay(raw, colours))]
+    truth = truth_of(volume)
+    if truth is not None:
+        names, labels = np.unique(without_border(truth.read(box)[0], margin), return_inverse=True)
+        shown = pictures.true_map(labels.reshape(raw.shape), len(names))
+        panels.append(("truth (never seen)", shown))
+    pictures.save_row(panels, folder.images / f"{name}.png")
+
+
+def agreement(encoder: Any, volume: Volume, grey: GreyRange) -> dict[str, float] | None:
+    """NMI with the truth of the learned classes and of k-means on smoothed grey, same pixels."""
+    truth = truth_of(volume)
+    if truth is None:
+        return None
+    margin, k = encoder.geometry.margin, encoder.config.classes
+    planes = sorted({int(z) for z in np.linspace(0, volume.shape[0] - 1, SCORED_SLICES + 2)[1:-1]})
+    boxes = [view_box(volume, margin, z, SCORED_VX) for z in planes]
+    image = np.concatenate([grey.unit(volume.read(box)) for box in boxes])  # (Z, Y, X)
+    labels = np.concatenate([truth.read(box) for box in boxes])
+    _, classes = np.unique(without_border(labels, margin), return_inverse=True)
+    true = torch.from_numpy(classes.ravel())
+    slices = torch.from_numpy(image)
+    smoothed = grey_codes(slices, grey_centres(slices, k)).numpy()
+    return {
+        "learned": nmi(torch.from_numpy(hard_codes(encoder, image).ravel()), true),
+        "grey": nmi(torch.from_numpy(without_border(smoothed, margin).ravel()), true),
+    }
+
+
+def without_border(slices: np.ndarray, margin: int) -> np.ndarray:
+    """(…, Y, X) without `margin` pixels on each side."""
+    height, width = slices.shape[-2:]
+    return slices[..., margin : height - margin, margin : width - margin]
+
+
+def prove_run(
+    encoder: Any,
+    volume: Volume,
+    grey: GreyRange,
+    folder: Path,
+    *,
+    crop_vx: int,
+    seed: int = 0,
+    audit: Audit | None = None,
+) -> Proof:
+    """Measure and judge the shortcuts of a run; leaves `proof.json` and `images/shortcut.png`."""
+    information = audit.information if audit else None
+    proof = prove(encoder, volume, grey, crop_vx=crop_vx, seed=seed, audit_information=information)
+    found = proof.as_json() | {
+        "volume": volume.source,
+        "audit": dataclasses.asdict(audit) if audit else None,
+    }
+    with replacing(folder / "proof.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    save_crops(encoder, volume, grey, folder / "images" / "shortcut.png", crop_vx=crop_vx)
+    return proof
+
+
+def print_proof(proof: Proof) -> None:
+    """The figures with their gates, and the verdict."""
+    table = Table("gate", "value", "wanted", "", "what it says", box=box.SIMPLE_HEAD)
+    marks = {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[yellow]open[/]"}
+    for verdict in proof.verdicts:
+        value = "–" if verdict.value is None else f"{verdict.value:.4g}"
+        table.add_row(verdict.title, value, verdict.bound, marks[verdict.passed], verdict.reason)
+    alone = "proves nothing alone: a position code has 1"
+    table.add_row("z κ", f"{proof.figures.z_kappa:.4g}", "", "", alone)
+    table.add_row("photo κ", f"{proof.figures.photo_kappa:.4g}", "", "", alone)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(Text(proof.sentence, style="bold red" if proof.passed is False else "bold"))
+
+
+def save_crops(encoder: Any, volume: Volume, grey: GreyRange, path: Path, *, crop_vx: int) -> None:
+    """Save one place as raw and as classes through several crops; nothing where none can move."""
+    if min(volume.shape[1:]) <= crop_vx:
+        return
+    raw, maps = crops_of_one_place(encoder, volume, grey, crop_vx=crop_vx)
+    panels = [("raw", np.rint(raw.numpy() * 255).astype(np.uint8))]
+    for number, codes in enumerate(maps, 1):
+        colours = pictures.class_map(codes.numpy(), encoder.config.classes)
+        panels.append((f"through crop {number}", colours))
+    pictures.save_row(pictures.enlarged(panels), path)
+
+
+def write_report(
+    folder: RunFolder, config: Any, summary: Mapping[str, str], proof: Proof | None = None
+) -> None:
+    """Write `report.html` of a dense-ssl run, the verdict of its proof first."""
+    lead = (
+        "Classes that every pixel was given without labels. Colours name classes, and a class "
+        "keeps its colour in all pictures of the run."
+    )
+    if proof is not None:
+        summary = {**in_words(proof), **summary}
+        if proof.passed is False:
+            lead = (
+                f"This run FAILED its proof: do not trust its classes. {proof.sentence[8:]}. {lead}"
+            )
+    report.write(
+        folder,
+        config,
+        title=f"dense-ssl · {folder.path.name}",
+        lead=lead,
+        summary=summary,
+        curves=CURVES,
+        picture=folder.images / "classes.png",
+        picture_caption="the middle slice of the first volume",
+    )

@@ -1,0 +1,130 @@
+"""Optimiser and schedule: AdamW without decay on norms, biases and prototypes; warm-up, then a
+cosine, or steps down when a measure stops falling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from em_train.engine import distributed
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How parameters are changed."""
+
+    steps: PositiveInt = 600
+    """Number of optimiser steps of the whole run."""
+    lr: PositiveFloat = 2e-3
+    """Learning rate of AdamW after warm-up."""
+    warmup_steps: NonNegativeInt = 20
+    """Steps over which the learning rate rises from zero."""
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """After warm-up: a cosine down to zero at the last step, or down when the measure stops falling."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """With plateau: what the learning rate is multiplied by."""
+    plateau_patience: NonNegativeInt = 10
+    """With plateau: measurements without improvement that are waited for."""
+    layer_decay: Fraction = 1.0
+    """Learning rate of a layer relative to the one after it; below 1 for fine-tuning."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decay of weight matrices; norms, biases and scalars are not decayed."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged into one step."""
+    clip_norm: PositiveFloat = 5.0
+    """Gradients are scaled down to this norm when they exceed it."""
+    bad_steps: PositiveInt = 10
+    """Steps in a row with gradients that are not finite, all skipped, after which the run stops."""
+    stale_after: NonNegativeInt = 0
+    """Measurements without a new best after which a run that measures ends early; 0: never."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the averaged weights, which are the ones that are shown and saved."""
+    ema_decay_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Decay at the end of the run, reached by half a cosine; without it, the decay stays."""
+
+
+def adamw(
+    model: nn.Module, config: OptimConfig, layers: Sequence[nn.Module] = ()
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves vectors and scalars alone.
+
+    Args:
+        layers: modules from the input to the output; with `layer_decay` d, the last but n of them
+            learns at lr · d^(n + 1), and what is in none of them at lr.
+    """
+    scales: dict[nn.Parameter, float] = {}
+    for below, layer in enumerate(reversed(layers), 1):
+        scales |= dict.fromkeys(layer.parameters(), config.layer_decay**below)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            decay = config.weight_decay if p.dim() > 1 else 0.0
+            groups.setdefault((scales.get(p, 1.0), decay), []).append(p)
+    fused = all(p.device.type in ("cuda", "cpu") for p in model.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": config.lr * scale, "weight_decay": decay}
+            for (scale, decay), parameters in groups.items()
+        ],
+        lr=config.lr,
+        fused=fused,  # one pass over memory, and it can skip a step without asking the GPU
+    )
+
+
+class Schedule:
+    """The learning rate of every step, as a factor on that of each group."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, config: OptimConfig) -> None:
+        def factor(step: int) -> float:
+            if step < config.warmup_steps:
+                return (step + 1) / (config.warmup_steps + 1)
+            if config.schedule == "plateau":
+                return 1.0
+            done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        self._optimiser, self._config = optimiser, config
+        self._steps = LambdaLR(optimiser, factor)
+        self._plateau = ReduceLROnPlateau(
+            optimiser, factor=config.plateau_factor, patience=config.plateau_patience
+        )
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate of the coming step."""
+        return max(float(group["lr"]) for group in self._optimiser.param_groups)
+
+    def step(self) -> None:
+        """One more step was made."""
+        if self._config.schedule == "cosine" or self._rising:
+            self._steps.step()
+
+    def measure(self, value: float) -> None:
+        """A measure that should fall; with `plateau`, the rate goes down when it does not.
+
+        Called by all processes: what counts is the mean of what they measured.
+        """
+        if self._config.schedule == "plateau" and not self._rising:
+            self._plateau.step(distributed.mean(value))
+
+    @property
+    def _rising(self) -> bool:
+        return self._steps.last_epoch < self._config.warmup_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers."""
+        return {"steps": self._steps.state_dict(), "plateau": self._plateau.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._steps.load_state_dict(state["steps"])
+        self._plateau.load_state_dict(state["plateau"])

@@ -1,0 +1,202 @@
+"""The run folder: everything that a run leaves behind, always under the same names.
+
+config.json     the resolved configuration; `--config` reads it again
+.lock           held by the process that works here
+metrics.jsonl   one JSON object per logged step
+checkpoints/    step-*.pt, last, best where a recipe measures one
+weights/        safetensors + config.json, for use elsewhere
+images/         pictures
+report.html     all of it to look at
+bad-batch-*.pt  the batch at which a run gave up because of gradients that are not finite
+tensorboard/    the rows again, with run.tensorboard
+report.json     what the recipe says in it
+log.txt         when it started, stopped and why, with times
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from em_train import config as configuration
+from em_train.engine.whole import remove_leftovers, replacing
+from em_train.errors import RunFolderError
+
+if sys.platform != "win32":
+    import fcntl
+
+# What may differ when a run is resumed: nothing that changes its result. That the data are the same
+# is checked by the recipe, wherever they lie now.
+OWN = (".lock", ".config.json.tmp")  # what a start that was killed may leave before there is a run
+FREE_KEYS = ("run.", "data.threads", "data.volumes")
+
+
+class RunFolder:
+    """A folder that belongs to one run of one recipe with one configuration.
+
+    Of several processes one `leads`; for the others, what writes here does nothing.
+    """
+
+    def __init__(self, path: Path, *, leads: bool = True) -> None:
+        self.path, self.leads = path, leads
+        self.begun = False  # whether a run has gone on here
+        self.mirrored = False  # whether rows are written for TensorBoard too
+        self._board: Any = None
+        if leads:
+            _hold(self)
+        self.checkpoints = path / "checkpoints"
+        self.weights = path / "weights"
+        self.images = path / "images"
+        self.metrics = path / "metrics.jsonl"
+        self.report = path / "report.html"
+
+    def log(self, message: str) -> None:
+        """Add a line with the time to `log.txt`."""
+        if not self.leads:
+            return
+        self.begun = True
+        with (self.path / "log.txt").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Add a row to `metrics.jsonl`."""
+        if not self.leads:
+            return
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board:
+            for key, value in row.items():
+                self._board.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        """Flush what is buffered; the lock stays until the process ends."""
+        if self._board:
+            self._board.close()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of `metrics.jsonl`."""
+        return measured_rows(self.path)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, because it will be done again."""
+        if not self.leads:
+            return
+        self.begun = True
+        kept = [row for row in self.rows() if row["step"] <= step]
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        for picture in self.images.glob("step-*.png"):
+            if int(picture.stem.removeprefix("step-")) > step:
+                picture.unlink()
+        if self.mirrored:
+            from em_train import tensorboard
+
+            self._board = tensorboard.writer(self.path, step)
+
+
+def measured_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of the `metrics.jsonl` of a run; a last line that a kill cut off is left out."""
+    metrics = path / "metrics.jsonl"
+    rows: list[dict[str, Any]] = []
+    for line in metrics.read_text().splitlines() if metrics.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def new_run(path: Path, config: Any, command: str) -> RunFolder:
+    """Make the folder of a new run; a folder with anything in it is refused."""
+    if path.exists() and (
+        not path.is_dir() or any(inside.name not in OWN for inside in path.iterdir())
+    ):
+        what = "holds another run" if (path / "config.json").exists() else "is not an empty folder"
+        raise RunFolderError(
+            f"{path} {what}; choose another --out"
+            + (", or continue that run with --resume" if what.startswith("holds") else "")
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        folder = RunFolder(path)
+        # First of all, so that what is killed at once is a run that can be resumed.
+        configuration.save(config, command, path / "config.json")
+        folder.images.mkdir()
+        folder.checkpoints.mkdir()
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"cannot write a run to {path} ({error.strerror}); choose another --out"
+        ) from error
+    return folder
+
+
+def resumed_run(
+    path: Path,
+    config: Any,
+    command: str,
+    may_change: Callable[[str], bool] = lambda key: key.startswith(FREE_KEYS) and key != "run.seed",
+) -> RunFolder:
+    """Open the folder of a run to go on with it; another configuration is refused."""
+    layer = stored_config(path, command)
+    stored = configuration.resolve(type(config), [layer])
+    changed = [
+        line
+        for line in configuration.differences(stored, config)
+        if not may_change(line.partition(":")[0])
+    ]
+    if changed:
+        raise RunFolderError(
+            f"{path} was started with another configuration (its value ≠ yours):\n"
+            + "\n".join(changed)
+            + "\nresume without these changes, or start a new run with another --out"
+        )
+    folder = RunFolder(path)
+    remove_leftovers(path)
+    if folder.rows() and not any(folder.checkpoints.glob("step-*.pt")):
+        raise RunFolderError(
+            f"{path} has measured steps but no checkpoint to go on from; put its checkpoints back, or "
+            "start a new run with another --out"
+        )
+    folder.images.mkdir(exist_ok=True)
+    folder.checkpoints.mkdir(exist_ok=True)
+    return folder
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove the folder of a new run that was refused before it began; what else lies there stays."""
+    for name in ("config.json", ".launch", ".lock"):
+        (folder.path / name).unlink(missing_ok=True)
+    for empty in (folder.images, folder.checkpoints, folder.path):
+        with suppress(OSError):
+            empty.rmdir()
+
+
+def stored_config(path: Path, command: str) -> configuration.Layer:
+    """The configuration that a run was started with."""
+    if not (path / "config.json").exists():
+        raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
+    return configuration.file_layer(path / "config.json", command)
+
+
+def _hold(folder: RunFolder) -> None:
+    """Lock the folder until the process ends or nobody uses `folder` any more."""
+    if sys.platform == "win32":
+        return
+    lock = os.open(folder.path / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise RunFolderError(
+            f"another process works in {folder.path}; wait for it, stop it, or choose another --out"
+        ) from None
+    weakref.finalize(folder, os.close, lock)

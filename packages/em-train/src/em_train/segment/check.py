@@ -1,0 +1,359 @@
+"""Held-out slices: the loss that decides about weights and stopping, thresholds, scores, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from em_data import Box, GreyRange, Labels, Split, Volume
+from em_data.blend import as_uint8
+from em_losses import SegmentationSums
+from torch import Tensor, nn
+
+from em_train import pictures, report
+from em_train.engine import distributed
+from em_train.engine.precision import Precision
+from em_train.engine.run_folder import RunFolder
+from em_train.engine.whole import replacing
+from em_train.report import Curve
+from em_train.segment.labels import Classes, labelled, truth_of
+from em_train.segment.loss import LossConfig, probabilities, sums_of, terms_of
+from em_train.segment.metrics import (
+    LEVELS,
+    ClassScore,
+    Judged,
+    best_thresholds,
+    count_tiles,
+    histograms,
+    judge,
+    scores,
+    threshold_level,
+)
+from em_train.segment.tiles import predict_logits
+
+WINDOW_VX = 1024  # largest side of what is looked at in a slice
+CASE_VX = 256  # side of the best and worst cases
+SMALL_PX = 250
+VIEW_VX = 360  # side of the pictures through time
+MISSED, INVENTED = (60, 120, 255), (255, 60, 60)
+
+CURVES = (
+    Curve("loss", "loss", "of the training patches: cross-entropy + Dice"),
+    Curve("validation_loss", "validation loss", "of the held-out slices, all together"),
+    Curve("validation_dice", "validation Dice", "mean of the classes, at their best thresholds"),
+    Curve("cross_entropy", "cross-entropy (nats)", "of the training patches"),
+    Curve("dice_loss", "1 − Dice", "of the training patches, with probabilities"),
+    Curve("labelled", "labelled share", "of the pixels of the patches"),
+    Curve("grad_norm", "gradient norm", "before clipping"),
+    Curve("patches_per_s", "patches per second", "speed of training, with reading"),
+    Curve("lr", "learning rate", "of AdamW"),
+)
+
+
+class Window(NamedTuple):
+    """A labelled piece of a held-out slice."""
+
+    volume: Volume
+    grey: GreyRange
+    where: str
+    box: Box
+    truth: Tensor  # (C, Z, Y, X) bool
+    known: Tensor  # (C, Z, Y, X) bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the held-out slices say about a network."""
+
+    loss: float
+    histograms: np.ndarray  # (C, 2, 256), see `segment_metrics`
+    dice: np.ndarray  # (C,) at the best threshold of each class
+
+    def row(self, names: Sequence[str]) -> dict[str, float]:
+        """Numbers for metrics.jsonl."""
+        by_class = {f"validation_dice {n}": float(d) for n, d in zip(names, self.dice, strict=True)}
+        return {
+            "validation_loss": self.loss,
+            "validation_dice": float(self.dice.mean()),
+            **by_class,
+        }
+
+
+def choose_windows(
+    volumes: Sequence[Volume],
+    ranges: Sequence[GreyRange],
+    labels: Sequence[Labels],
+    classes: Classes,
+    split: Split,
+    slices: int,
+) -> list[Window]:
+    """At most so many labelled slices of each volume among those held out, evenly spread."""
+    windows = []
+    for number, (volume, grey, own) in enumerate(zip(volumes, ranges, labels, strict=True)):
+        boxes = labelled(split.validation[number].centres or ())
+        count = min(slices, len(boxes))
+        for i in range(count):
+            box = _middle(boxes[int((i + 0.5) * len(boxes) / count)])
+            truth, known = truth_of(own, classes, box)
+            which = f"volume {number + 1}, " if len(volumes) > 1 else ""
+            windows.append(Window(volume, grey, f"{which}z {box.origin_vx[0]}", box, truth, known))
+    return windows
+
+
+def check_classes(windows: Sequence[Window], classes: Classes) -> None:
+    """Refuse held-out slices that lack a class: nothing could be chosen on them."""
+    where = ", ".join(window.where for window in windows)
+    if not windows:
+        raise ValueError(
+            "no labelled slice is held out; hold out some, for instance --val-z 880:900"
+        )
+    for c, name in enumerate(classes.names):
+        if not any(window.truth[c].any() for window in windows):
+            seen = any(window.known[c].any() for window in windows)
+            what = "no voxel" if seen else "no label"
+            raise ValueError(
+                f"class {name!r} has {what} in the held-out slices ({where}); hold out others with "
+                "--val-z, or leave the class out"
+            )
+
+
+def measure(
+    model: nn.Module,
+    windows: Sequence[Window],
+    config: LossConfig,
+    device: torch.device,
+    precision: Precision,
+    *,
+    alone: bool = False,
+) -> Measured:
+    """Loss and histograms over all windows, shared among the processes unless `alone`."""
+    classes = len(windows[0].truth)
+    outputs = classes + config.rest
+    sums = torch.zeros(5, outputs, dtype=torch.float64)
+    counts = np.zeros((classes, 2, LEVELS), np.int64)
+    first, step = (0, 1) if alone else (distributed.rank(), distributed.size())
+    for window in windows[first::step]:
+        logits = predict_logits(model, *window[:2], window.box, device, precision)  # (C, Z, Y, X)
+        # A window is a slice: boundaries are those within it.
+        found = sums_of(
+            logits[:, 0][None], window.truth[:, 0][None], window.known[:, 0][None], config
+        )
+        sums += torch.stack(list(found)).double()
+        p = as_uint8(probabilities(logits[:, 0], config).numpy())
+        counts += histograms(p, window.truth[:, 0].numpy(), window.known[:, 0].numpy())
+    if not alone:
+        sums = distributed.reduce(sums)
+        counts = distributed.reduce(torch.from_numpy(counts)).numpy()
+    total = SegmentationSums(*sums.unbind())
+    loss = sum(value.item() for value in terms_of(total, config).values())
+    levels = [threshold_level(t) for t in best_thresholds(counts)]
+    dice = np.array([_dice(c, level) for c, level in zip(counts, levels, strict=True)])
+    return Measured(loss=loss, histograms=counts, dice=dice)
+
+
+def judged(
+    model: nn.Module,
+    windows: Sequence[Window],
+    config: LossConfig,
+    device: torch.device,
+    precision: Precision,
+) -> Iterator[tuple[Window, Judged]]:
+    """The windows with what the model says about them, one at a time."""
+    for window in windows:
+        logits = predict_logits(model, *window[:2], window.box, device, precision)
+        p = as_uint8(probabilities(logits[:, 0], config).numpy())
+        truth, known = (one[:, 0].numpy() for one in (window.truth, window.known))
+        yield window, Judged(window.where, p, truth, known)
+
+
+class Case(NamedTuple):
+    """A square that went well or badly."""
+
+    score: float
+    where: str
+    raw: np.ndarray  # (Y, X) uint8
+    truth: np.ndarray  # (C, Y, X) bool
+    found: np.ndarray
+    known: np.ndarray
+
+
+def examine(
+    model: nn.Module,
+    windows: Sequence[Window],
+    names: Sequence[str],
+    thresholds: Sequence[float],
+    config: LossConfig,
+    device: torch.device,
+    precision: Precision,
+) -> tuple[list[ClassScore], Case, Case]:
+    """Scores of all windows, and the worst and the best square."""
+    levels = np.array([threshold_level(t) for t in thresholds])[:, None, None]
+    cases: list[Case] = []
+
+    def gather() -> Iterator[Judged]:
+        for window, one in judged(model, windows, config, device, precision):
+            found = one.probability >= levels
+            raw = np.rint(window.grey.unit(window.volume.read(window.box))[0] * 255).astype(
+                np.uint8
+            )
+            cases.extend(_cases(window.where, raw, one.truth, found, one.valid))
+            cases.sort(key=lambda case: case.score)
+            del cases[1:-1]
+            yield one
+
+    result = judge(gather(), names, thresholds)
+    return result, cases[0], cases[-1]
+
+
+def finish(
+    model: nn.Module,
+    windows: Sequence[Window],
+    classes: Classes,
+    found: Measured,
+    folder: RunFolder,
+    config: Any,
+    device: torch.device,
+    best_step: int,
+) -> dict[str, str]:
+    """Thresholds, scores, pictures and report of a run that is done; what came out, in words."""
+    thresholds = best_thresholds(found.histograms).tolist()
+    result, worst, best = examine(
+        model, windows, classes.names, thresholds, config.loss, device, config.run.precision
+    )
+    described = {**asdict(classes), "thresholds": thresholds, "loss": config.loss.kind}
+    _write(folder.path / "classes.json", described)
+    _write(
+        folder.path / "scores.json",
+        {
+            "slices": [window.where for window in windows],
+            "validation_loss": found.loss,
+            "best_step": best_step,
+            "classes": [one.as_json() for one in result],
+        },
+    )
+    for name, case in (("worst", worst), ("best", best)):
+        save_case(case, folder.images / f"{name}.png")
+    summary = {"best weights": f"of step {best_step}, validation loss {found.loss:.3f}"}
+    for one in result:
+        low, high = one.intervals["dice"]
+        summary[one.name] = (
+            f"Dice {one.scores['dice']:.3f} ({low:.3f} to {high:.3f}), IoU {one.scores['iou']:.3f}, "
+            f"precision {one.scores['precision']:.3f}, recall {one.scores['recall']:.3f}, boundary F1 "
+            f"{one.scores['boundary_f1']:.3f}, average precision {one.average_precision:.3f}, from "
+            f"probability {one.threshold:.2f}"
+        )
+    summary["scored on"] = (
+        f"{', '.join(window.where for window in windows)}: held out from training, but weights and "
+        "thresholds were chosen on them; for others, emtrain evaluate"
+    )
+    report.write(
+        folder,
+        config,
+        title=f"segment · {folder.path.name}",
+        lead="Red was found and is not there, blue is there and was not found.",
+        summary=summary,
+        curves=CURVES,
+        picture=folder.images / "worst.png",
+        picture_caption=f"the worst square of {CASE_VX} px: {worst.where}, mean Dice {worst.score:.2f}; "
+        f"the best is images/best.png ({best.where}, {best.score:.2f})",
+    )
+    return summary
+
+
+def preview(
+    model: nn.Module,
+    window: Window,
+    folder: RunFolder,
+    step: int,
+    config: LossConfig,
+    device: torch.device,
+    precision: Precision,
+) -> None:
+    """Save the middle of a window as input, truth, prediction and errors, at probability .5."""
+    box = _middle(window.box, VIEW_VX)
+    part: Any = tuple(
+        slice(o - w, o - w + n)
+        for o, w, n in zip(
+            box.origin_vx[1:], window.box.origin_vx[1:], box.size_vx[1:], strict=True
+        )
+    )
+    logits = predict_logits(model, *window[:2], box, device, precision)
+    found = (probabilities(logits[:, 0], config) >= 0.5).numpy()
+    truth, known = (one[:, 0].numpy()[(..., *part)] for one in (window.truth, window.known))
+    raw = np.rint(window.grey.unit(window.volume.read(box))[0] * 255).astype(np.uint8)
+    case = Case(math.nan, window.where, raw, truth, found, known)
+    save_case(case, folder.images / f"step-{step:06d}.png")
+
+
+def save_case(case: Case, path: Path) -> None:
+    """Write the panels of a case as PNG; small ones are enlarged, so that their titles fit."""
+    times = -(-SMALL_PX // case.raw.shape[1])
+    rows = [(title, panel.repeat(times, 0).repeat(times, 1)) for title, panel in panels(case)]
+    pictures.save_row(rows, path)
+
+
+def panels(case: Case) -> list[tuple[str, np.ndarray]]:
+    """Input, truth, prediction and errors side by side."""
+    errors = np.repeat(case.raw[..., None], 3, -1)
+    missed, invented = (
+        (case.truth & ~case.found).any(0),
+        (case.found & ~case.truth & case.known).any(0),
+    )
+    for mask, colour in ((missed, MISSED), (invented, INVENTED)):
+        errors[mask] = colour
+    return [
+        (f"input, {case.where}", case.raw),
+        ("truth", _painted(case.raw, case.truth)),
+        ("prediction", _painted(case.raw, case.found)),
+        ("errors: red found, blue missed", errors),
+    ]
+
+
+def _painted(raw: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Classes over a slice, later ones on top: (Y, X), (C, Y, X) -> (Y, X, 3)."""
+    grey = np.repeat(raw[..., None], 3, -1)
+    colours = grey.copy()
+    for mask, colour in zip(masks, pictures.palette(len(masks)), strict=True):
+        colours[mask] = colour
+    return pictures.overlay(raw, colours)
+
+
+def _cases(
+    where: str, raw: np.ndarray, truth: np.ndarray, found: np.ndarray, known: np.ndarray
+) -> Iterator[Case]:
+    height, width = raw.shape
+    for y in range(0, max(1, height - CASE_VX + 1), CASE_VX):
+        for x in range(0, max(1, width - CASE_VX + 1), CASE_VX):
+            part = (slice(y, y + CASE_VX), slice(x, x + CASE_VX))
+            own = [one[(slice(None), *part)] for one in (truth, found, known)]
+            if not own[0].any():
+                continue
+            counts = count_tiles(own[1], own[0], own[2], 0, CASE_VX).sum(0)
+            score = float(np.nanmean(scores(counts)["dice"]))
+            yield Case(score, f"{where}, y {y}, x {x}", raw[part].copy(), *(o.copy() for o in own))
+
+
+def _middle(box: Box, side_vx: int = WINDOW_VX) -> Box:
+    """The middle of a slice, at most so large."""
+    size = [min(n, side_vx) for n in box.size_vx[1:]]
+    y, x = (
+        o + (n - s) // 2 for o, n, s in zip(box.origin_vx[1:], box.size_vx[1:], size, strict=True)
+    )
+    return Box((box.origin_vx[0], y, x), (1, size[0], size[1]))
+
+
+def _dice(sums: np.ndarray, level: int) -> float:
+    negative, positive = sums[:, level:].sum(1)
+    total = positive + negative + sums[1].sum()
+    return float(2 * positive / total) if total else math.nan
+
+
+def _write(path: Any, content: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

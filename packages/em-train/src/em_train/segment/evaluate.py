@@ -1,0 +1,143 @@
+"""`emtrain evaluate` for runs of segment: scores with intervals on slices that nothing was chosen on.
+
+The thresholds are those that the run chose on its own held-out slices, stored in `classes.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from em_data import Box, Region, Split, grey_range, open_volume
+from em_data.places import intersect
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from em_train.engine.progress import say
+from em_train.evaluate import Protocol
+from em_train.segment.check import choose_windows, examine, save_case
+from em_train.segment.labels import open_labels
+from em_train.segment.metrics import SCORES, ClassScore
+from em_train.segment.tiles import open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of every class and the protocol."""
+
+    classes: tuple[ClassScore, ...]
+    protocol: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` writes."""
+        return {"protocol": self.protocol, "classes": [one.as_json() for one in self.classes]}
+
+    def show(self) -> None:
+        """Print the scores with their intervals, and the Dice of every slice."""
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("score")
+        for one in self.classes:
+            table.add_column(one.name, justify="right")
+        for name in SCORES:
+            cells = [
+                f"{one.scores[name]:.3f} ({one.intervals[name][0]:.3f} to {one.intervals[name][1]:.3f})"
+                for one in self.classes
+            ]
+            table.add_row(name, *cells)
+        table.add_row(
+            "average precision", *(f"{one.average_precision:.3f}" for one in self.classes)
+        )
+        table.add_row(
+            "threshold", *(f"{one.threshold:.2f}" for one in self.classes), end_section=True
+        )
+        for where in self.classes[0].slices:
+            table.add_row(
+                f"dice, {where}", *(f"{one.slices[where]['dice']:.3f}" for one in self.classes)
+            )
+        Console(soft_wrap=True).print(table)
+
+
+def evaluate(
+    run: Path,
+    fit: tuple[str, Sequence[str]],
+    score: tuple[str, Sequence[str]] | None,
+    protocol: Protocol,
+    *,
+    at_nm: tuple[float, float, float] | None = None,
+    baselines: bool = True,
+    picture: Path | None = None,
+) -> Evaluation:
+    """Compare what a run says about a volume with labels.
+
+    Args:
+        run: folder of the run.
+        fit: address of the raw volume, and its labels as for `emtrain segment`; by default, those of
+            the run.
+        score: not for segmentation, where nothing is left to fit.
+        protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
+        at_nm: voxel size instead of that of the run.
+        baselines: there are none here.
+        picture: where to save the worst square; the best is saved beside it.
+    """
+    if score is not None or protocol.fit_z is not None:
+        raise ValueError(
+            "a segmentation has nothing to fit: leave --fit-z and --score-data out, and give the "
+            "volume with --data and its slices with --score-z"
+        )
+    stored = open_run(run)
+    data = stored.data if at_nm is None else replace(stored.data, at_nm=at_nm)
+    volume = open_volume(fit[0], at_nm=data.at_nm)
+    (labels,), classes = open_labels(
+        [volume],
+        fit[1] or data.labels,
+        at_nm=data.at_nm,
+        ignore=data.ignore,
+        exclusive=data.exclusive,
+    )
+    if classes.names != stored.names:
+        raise ValueError(
+            f"{run} knows {', '.join(stored.names)}, the labels are {', '.join(classes.names)}; "
+            "give the same classes in the same order, as NAME=ADDRESS"
+        )
+    everything = labels.covered
+    if protocol.score_z is not None:
+        first, end = protocol.score_z
+        if not 0 <= first < end <= volume.shape[0]:
+            raise ValueError(
+                f"--score-z is {first}:{end}; {volume.source} has slices 0:{volume.shape[0]}"
+            )
+        slab = Box((first, 0, 0), (end - first, *volume.shape[1:]))
+        everything = tuple(part for one in everything if (part := intersect(one, slab)))
+        if not everything:
+            raise ValueError(f"no slice of --score-z {first}:{end} is labelled; give others")
+    region = Region(everything, everything)
+    split = Split((region,), (region,), (everything,))
+    windows = choose_windows(
+        [volume], [grey_range(volume)], [labels], classes, split, protocol.slices
+    )
+    trained = set(data.volumes) & {fit[0], str(Path(fit[0]).absolute())}
+    if trained and protocol.score_z is None:
+        say(
+            f"{fit[0]} was trained on: scores of all its slices flatter; choose some with --score-z"
+        )
+    result, worst, best = examine(
+        stored.network,
+        windows,
+        classes.names,
+        stored.thresholds,
+        stored.loss,
+        stored.device,
+        stored.precision,
+    )
+    if picture:
+        save_case(worst, picture)
+        save_case(best, picture.with_stem(f"{picture.stem}-best"))
+    described = asdict(protocol) | {
+        "data": volume.source,
+        "labels": list(fit[1] or data.labels),
+        "slices": [window.where for window in windows],
+    }
+    return Evaluation(classes=tuple(result), protocol=described)

@@ -1,0 +1,113 @@
+"""A trained network over volumes of any size: its tiles, and what it says about the voxels of a box."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import em_models
+import numpy as np
+import torch
+from em_data import Box, GreyRange, Volume
+from em_data.blend import Model, TileGrid, predict_block
+from em_models import UNet
+from torch import Tensor, nn
+
+from em_train import config as configuration
+from em_train.config import Layer
+from em_train.engine.device import choose_device
+from em_train.engine.precision import Precision, autocast
+from em_train.engine.run_config import RunConfig
+from em_train.engine.run_folder import stored_config
+from em_train.segment.data import DataConfig
+from em_train.segment.loss import LossConfig
+
+TILE_VX = 512  # side of tiles; the halo around them is computed in vain
+DEPTH_VX = 16  # slices of the tiles of a 3D model
+
+
+class StoredRun(NamedTuple):
+    """A segmentation run that is done."""
+
+    network: Any
+    names: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    data: DataConfig
+    loss: LossConfig
+    device: torch.device
+    precision: Precision
+
+
+def open_run(run: Path) -> StoredRun:
+    """The best network of a run, on the device that the run chose, and how it is read."""
+    stored = stored_config(run, "segment")
+    try:
+        classes = json.loads((run / "classes.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{run} has no classes.json; finish the run first, with emtrain segment --resume"
+        ) from None
+    how = configuration.resolve(RunConfig, [Layer(stored.origin, stored.values["run"])])
+    device = choose_device(how.device)
+    return StoredRun(
+        network=em_models.load(run / "weights" / "network").to(device).eval(),
+        names=tuple(classes["names"]),
+        thresholds=tuple(classes["thresholds"]),
+        data=configuration.resolve(DataConfig, [Layer(stored.origin, stored.values["data"])]),
+        loss=configuration.resolve(LossConfig, [Layer(stored.origin, stored.values["loss"])]),
+        device=device,
+        precision=how.precision,
+    )
+
+
+def grid_of(model: nn.Module, tile_vx: int = TILE_VX, depth_vx: int = DEPTH_VX) -> TileGrid:
+    """Tiles with all around them that the model looks at, so that they meet without a seam."""
+    config: Any = model.config
+    if isinstance(model, UNet):
+        halo, stride = config.halo, config.stride
+        side = -(-tile_vx // stride) * stride
+        return TileGrid(
+            tile_vx=(1, side, side),
+            halo_vx=(config.slices // 2, halo, halo),
+            stride_vx=(1, stride, stride),
+        )
+    z, y, x = (
+        -(-n // s) * s for n, s in zip((depth_vx, tile_vx, tile_vx), config.stride, strict=True)
+    )
+    return TileGrid(tile_vx=(z, y, x), halo_vx=config.halo, stride_vx=config.stride)
+
+
+def tile_model(
+    model: nn.Module, grey: GreyRange, device: torch.device, precision: Precision = "auto"
+) -> Model:
+    """Raw tiles as stored (B, Z, Y, X) -> logits (B, C, z, y, x), as `em_data.blend` asks for them."""
+    config: Any = model.config
+
+    @torch.inference_mode()
+    def run(tiles: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(grey.unit(tiles)).to(device)
+        with autocast(precision, device):
+            if isinstance(model, UNet):
+                halo = slice(config.halo, -config.halo)
+                logits = model(image)[:, :, None, halo, halo]
+            else:
+                logits = model(image[:, None])
+        found: np.ndarray = logits.float().cpu().numpy()
+        return found
+
+    return run
+
+
+def predict_logits(
+    model: nn.Module,
+    volume: Volume,
+    grey: GreyRange,
+    box: Box,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> Tensor:
+    """Logits of every voxel of a box: (C, Z, Y, X)."""
+    grid = grid_of(model, min(TILE_VX, max(box.size_vx[1:])), box.size_vx[0])
+    run = tile_model(model, grey, device, precision)
+    return torch.from_numpy(predict_block(volume, run, grid, box))
