@@ -49,8 +49,9 @@ def test_layouts_see_what_their_name_says(encoder, name):
     assert (columns.min(), columns.max()) == (2 * pitch, 2 * pitch + field - 1)
 
 
-def test_zero_padding_gives_a_code_to_every_place_and_tells_it_where(encoder):
-    model = encoder(padding="zeros")
+@pytest.mark.parametrize("pools", [(), (3, 5)])
+def test_zero_padding_gives_a_code_to_every_place_and_tells_it_where(encoder, pools):
+    model = encoder(padding="zeros", pools=pools)
     geometry = model.geometry
     assert (geometry.margin, geometry.position_free) == (0, False)
     assert "border" in geometry.reason
@@ -62,10 +63,29 @@ def test_zero_padding_gives_a_code_to_every_place_and_tells_it_where(encoder):
     # What the valid encoder cannot do: the same pixels, another code.
     crop = model(image[..., 8:, 8:], dense=True).logits
     assert (crop - dense.logits[..., 8:, 8:])[..., 0, 0].abs().max() > 0.1
-    valid = encoder()
+    valid = encoder(pools=pools)
     valid.load_state_dict(model.state_dict())
-    inner = dense.logits[..., 20:-20, 20:-20]
+    cut = slice(valid.geometry.margin, -valid.geometry.margin)
+    inner = dense.logits[..., cut, cut]
     torch.testing.assert_close(inner, valid(image, dense=True).logits)
+
+
+def test_the_embedding_sees_means_over_windows(encoder):
+    model = encoder(pools=(5,), embedding=64)
+    last = model.config.channels[-1]
+    kept = torch.zeros_like(model.embed.weight)
+    kept[:, -last:, 0, 0] = torch.eye(last)  # what is averaged, and nothing else
+    model.embed.weight.data.copy_(kept)
+    plain = encoder()
+    kept = torch.zeros_like(plain.embed.weight)
+    kept[:, -last:, 0, 0] = torch.eye(last)
+    weights = model.state_dict() | {"embed.weight": kept}
+    plain.load_state_dict(weights)
+    image = torch.randn(1, 1, 101, 101).double()
+    expected = torch.nn.functional.avg_pool2d(plain(image).raw, 5, 1)
+    torch.testing.assert_close(model(image).raw, expected)
+    with pytest.raises(ValueError, match=r"pools are \(4,\); wanted odd sides"):
+        DenseEncoderConfig(pools=(4,))
 
 
 def test_linear_head_has_a_bias_and_no_norm(encoder):
@@ -78,9 +98,10 @@ def test_linear_head_has_a_bias_and_no_norm(encoder):
     assert codes.logits.std() < 10  # softmax is not decided from the start
 
 
+@pytest.mark.parametrize("pools", [(), (3, 5)])
 @pytest.mark.parametrize("pitch", [1, 2, 4])
-def test_strided_and_dense_codes_are_the_same_codes(encoder, pitch):
-    model = encoder(strides=PITCHES[pitch])
+def test_strided_and_dense_codes_are_the_same_codes(encoder, pitch, pools):
+    model = encoder(strides=PITCHES[pitch], pools=pools)
     config = model.config
     image = torch.randn(2, 1, 70, 75).double()
     dense, strided = model(image, dense=True), model(image)

@@ -9,7 +9,6 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("wanted", "kind"),
     [
-        ("auto", torch.float32),
         ("fp32", torch.float32),
         ("bf16", torch.bfloat16),
         ("fp16", torch.float16),
@@ -26,6 +25,20 @@ def test_auto_takes_what_a_gpu_has(monkeypatch):
     for has, kind in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, has=has: has)
         assert precision.choose_type("auto", gpu) == kind
+
+
+@pytest.mark.parametrize(
+    ("has", "kind"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_takes_what_a_processor_has(monkeypatch, has, kind):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert precision.choose_type("auto", CPU) == kind
 
 
 def test_tf32_is_a_choice():

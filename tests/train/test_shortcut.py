@@ -12,21 +12,15 @@ from em_models import DenseEncoder, DenseEncoderConfig
 from em_models.geometry import Geometry
 from em_models.head import DenseCodes
 from em_train.baselines import grey_centres, grey_codes
-from em_train.dense.shortcut import (
-    GATES,
-    Figures,
-    Proof,
+from em_train.dense.position import (
     crops_of_one_place,
-    grey_shares,
-    in_words,
-    judge,
-    measure,
     overlapping_boxes,
     position_leak,
     position_leak_of_places,
     random_boxes,
     read_crops,
 )
+from em_train.dense.shortcut import GATES, Figures, Proof, grey_shares, in_words, judge, measure
 
 GREY = GreyRange(0, 255)
 

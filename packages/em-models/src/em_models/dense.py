@@ -44,6 +44,9 @@ class DenseEncoderConfig:
     """Stride of each convolution; without `code_pitch_vx` their product is the pitch of the codes."""
     dilations: tuple[int, ...] = (1, 1, 1, 1, 1, 2)
     """Dilation of each convolution."""
+    pools: tuple[int, ...] = ()
+    """Sides, odd, of windows over which the last layer is averaged for the embedding to see as well, in
+    steps of the product of the strides: what kind of texture a place lies in. None: the place alone."""
     code_pitch_vx: int | None = None
     """Pixels between codes. Strides beyond it spread the kernels instead: the same codes, more of them."""
     padding: Literal["none", "zeros"] = "none"
@@ -66,6 +69,8 @@ class DenseEncoderConfig:
                 raise ValueError(f"{name} are {getattr(self, name)}; wanted numbers of at least 1")
         if any(k % 2 == 0 or k < 1 for k in self.kernels):
             raise ValueError(f"kernels are {self.kernels}; wanted odd sizes")
+        if any(side % 2 == 0 or side < 3 for side in self.pools):
+            raise ValueError(f"pools are {self.pools}; wanted odd sides of at least 3")
         check_head(self.classes, self.embedding, self.head, self.sharpness)
         if self.padding not in ("none", "zeros"):
             raise ValueError(f"padding is {self.padding!r}; wanted none or zeros")
@@ -98,6 +103,11 @@ class DenseEncoderConfig:
         return tuple(itertools.accumulate(grown))
 
     @property
+    def reach(self) -> int:
+        """Pixels that a code sees on every side."""
+        return self.reaches[-1] + self.pitches[-1] * (max(self.pools, default=1) // 2)
+
+    @property
     def pitch(self) -> int:
         """Pixels between neighbouring codes when run with strides."""
         return self.code_pitch_vx or self.pitches[-1]
@@ -105,12 +115,12 @@ class DenseEncoderConfig:
     @property
     def margin(self) -> int:
         """Pixels at each border of the input that get no code."""
-        return 0 if self.padding == "zeros" else self.reaches[-1]
+        return 0 if self.padding == "zeros" else self.reach
 
     @property
     def receptive_field(self) -> int:
         """Side of the patch that a code depends on, in pixels."""
-        return 2 * self.reaches[-1] + 1
+        return 2 * self.reach + 1
 
     @property
     def geometry(self) -> Geometry:
@@ -149,6 +159,7 @@ LAYOUTS = {
         strides=(2, 1, 1, 2, 1, 1, 1),
         dilations=(1, 1, 1, 1, 1, 2, 4),
     ),
+    "rf81": DenseEncoderConfig(pools=(3, 7, 11)),  # the patch of rf41, and the texture around it
     # The first layer at full resolution, where membranes are a few pixels wide.
     "rf41-fine": DenseEncoderConfig(strides=(1, 2, 1, 2, 1, 1), dilations=(1, 2, 1, 1, 1, 2)),
 }
@@ -194,6 +205,7 @@ class DenseEncoder(nn.Module):
             if i + 1 == len(config.pitches) or config.pitches[i + 1] != pitch
         ]
         tapped = sum(config.channels[i] for i in self.taps)
+        tapped += config.channels[-1] * len(config.pools)
         self.embed = nn.Conv2d(tapped, config.embedding, 1, bias=False)
         linear = config.head == "linear"
         # No affine parameters: a free scale would let one direction take over all prototypes.
@@ -228,8 +240,24 @@ class DenseEncoder(nn.Module):
             if i in self.taps:
                 lost = 0 if config.padding == "zeros" else config.reaches[i]
                 tapped.append(_at_output(x, (config.margin - lost) // step, out // step, size))
+        spread = config.pitches[-1] // step
+        for side in config.pools:
+            reach = spread * (side // 2)
+            lost = 0 if config.padding == "zeros" else config.reaches[-1] + step * reach
+            pooled = _average(x, side, spread, pad=reach if config.padding == "zeros" else 0)
+            tapped.append(_at_output(pooled, (config.margin - lost) // step, out // step, size))
         raw = self.embed_norm(self.embed(torch.cat(tapped, 1)))
         return read_codes(raw, self.prototypes, sharpness=config.sharpness, bias=self.bias)
+
+
+def _average(features: Tensor, side: int, spread: int, *, pad: int) -> Tensor:
+    """Means over `side` × `side` places, `spread` apart: (B, C, Y, X) -> (B, C, Y', X')."""
+    if spread == 1:
+        return F.avg_pool2d(features, side, 1, pad)
+    channels = features.shape[1]
+    down = features.new_full((channels, 1, side, 1), 1 / side)
+    once = F.conv2d(features, down, None, 1, (pad, 0), (spread, 1), channels)
+    return F.conv2d(once, down.mT, None, 1, (0, pad), (1, spread), channels)
 
 
 def _at_output(features: Tensor, first: int, step: int, size: list[int]) -> Tensor:

@@ -159,7 +159,8 @@ class Comparison:
                 probe=self._probe(*probabilities),
             ),
             Row(
-                method=f"{name}: embedding",
+                method=f"{name}: embedding, k-means",
+                codes=self._kmeans(*embedding),
                 probe=self._probe(*embedding),
                 pooled=self._probe(*embedding, pool=True),
             ),

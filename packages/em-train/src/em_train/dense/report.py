@@ -19,7 +19,8 @@ from rich.text import Text
 from em_train import pictures, report
 from em_train.baselines import grey_centres, grey_codes
 from em_train.dense.audit import Audit
-from em_train.dense.shortcut import Proof, crops_of_one_place, in_words, prove
+from em_train.dense.position import crops_of_one_place
+from em_train.dense.shortcut import Proof, in_words, prove
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.whole import replacing
 from em_train.metrics import nmi
@@ -202,3 +203,24 @@ def write_report(
         picture=folder.images / "classes.png",
         picture_caption="the middle slice of the first volume",
     )
+
+
+def summarise(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder) -> dict[str, str]:
+    """What came out, in words for a person."""
+    rows = folder.rows()
+    last = rows[-max(1, len(rows) // 10) :]  # one batch says little
+    information, classes = (
+        sum(row[key] for row in last) / len(last) for key in ("information", "active_classes")
+    )
+    summary = {
+        "steps": f"{rows[-1]['step']}",
+        "information": f"about {information:.2f} nats that a code shares with its neighbours",
+        "classes": f"{classes:.1f} of {encoder.config.classes} effectively in use",
+    }
+    found = agreement(encoder, volume, grey)
+    if found is not None:
+        summary["agreement with truth"] = (
+            f"NMI {found['learned']:.3f}; k-means on smoothed grey {found['grey']:.3f} "
+            "(the truth was never used for training)"
+        )
+    return summary

@@ -12,10 +12,19 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_type(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type of forward passes; `auto` is bf16 where CUDA has it, fp16 on older CUDA, else fp32."""
+    """The type of forward passes; `auto` is bf16 where the device multiplies in it, fp16 on older CUDA,
+    else fp32."""
     if precision == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if precision == "auto" and device.type == "cpu" and multiplies_bf16():
+        return torch.bfloat16
     return TYPES.get(precision, torch.float32)
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for it; others would emulate them, slowly."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -20,7 +20,8 @@ class RunConfig:
     device: Device = "auto"
     """auto, cuda, mps or cpu."""
     precision: Precision = "auto"
-    """auto (bf16 on CUDA, fp32 elsewhere), fp32, bf16 or fp16. Losses are computed in fp32."""
+    """auto (bf16 where the GPU or CPU has it, else fp32), fp32, bf16 or fp16. Losses are computed in
+    fp32."""
     tf32: bool = False
     """Let fp32 products on CUDA round their inputs to 10 bits: faster, less exact."""
     compile: bool = False

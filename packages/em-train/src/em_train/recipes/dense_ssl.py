@@ -15,7 +15,7 @@ collapsing into one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
@@ -24,11 +24,7 @@ import torch
 import torch.nn.functional as F
 from em_data import (
     BlockSampler,
-    Box,
-    GreyRange,
-    Volume,
 )
-from em_data.geometry import int3
 from em_data.loader import Batch, Loader
 from em_losses import (
     cross_entropy,
@@ -64,8 +60,9 @@ from em_models.predictor import Kind as PredictorKind
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from em_train.dense.data import DataConfig, learned, make_loader
-from em_train.dense.report import agreement, preview, prove_run, write_report
+from em_train.dense.data import DataConfig, make_loader
+from em_train.dense.features import features_of, standardise
+from em_train.dense.report import preview, prove_run, summarise, write_report
 from em_train.dense.views import look
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device
@@ -75,14 +72,13 @@ from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
+from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
-from em_train.errors import CheckpointError
 from em_train.metrics import effective_classes
 from em_train.reading import fingerprint, open_volumes
 
 DIRECTIONS = 64  # of SIGReg, drawn anew every step
-FITTED_PLACES, FITTED_VX = 8, 256  # windows of each volume that the filter bank is standardised by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,32 +211,17 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     update = Update(networks, optimiser, config.optim, scaler)
 
     # Resume.
-    parts: dict[str, Any] = {
-        "networks": networks,
-        "average": average,
-        "optimiser": optimiser,
-        "schedule": schedule,
-        "update": update,
-    }
-
-    def snapshot(step: int) -> None:
-        if folder.leads:
-            state = {name: part.state_dict() for name, part in parts.items()} | {"data": data}
-            checkpoint.save(folder.checkpoints, step, state, keep=config.run.keep_checkpoints)
-
-    start = 0
-    if resume and checkpoint.exists(folder.checkpoints):
-        state = checkpoint.load(folder.checkpoints, world=config.run.world)
-        if state["data"] != data:
-            raise CheckpointError(
-                f"{folder.path} was trained on other data: then {state['data']}, now {data}; give it "
-                "the same volumes, or start a new run with another --out"
-            )
-        checkpoint.restore(parts, state, folder.checkpoints)
-        start = state["step"]
-    else:
-        snapshot(0)  # a run that is killed early can be resumed too
-    folder.rewind(start)
+    states = States(
+        folder,
+        config.run,
+        data,
+        networks=networks,
+        average=average,
+        optimiser=optimiser,
+        schedule=schedule,
+        update=update,
+    )
+    start = states.begin(resume=resume)
     announce(config, folder, loader, networks, device, start)
 
     # Loop.
@@ -273,7 +254,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             if folder.leads and (step % config.run.picture_every == 0 or step == steps):
                 picture(f"step-{step:06d}")
             if step % config.run.checkpoint_every == 0 or last:
-                snapshot(step)
+                states.save(step)
             if last and step < steps:
                 folder.log(f"{stop.name}: saved at step {step}")
                 return False
@@ -425,20 +406,6 @@ def places_of(batch: Batch, maps: Tensor, config: Config) -> Tensor:
     return torch.cat([number * pixels + one for number, one in enumerate(drawn)])
 
 
-def features_of(bank: FilterBank, clean: Tensor, encoder: Any, pools: Sequence[int]) -> Tensor:
-    """Features of the pixels that have codes: (B, 1, S + 2·rim, …) -> (B, F · pools, Y, X)."""
-    geometry, most = encoder.geometry, max(pools) // 2
-    cut = max(0, geometry.margin - bank.config.margin - most * geometry.pitch)
-    rows = slice(cut, clean.shape[-1] - cut)
-    features = bank(clean[..., rows, rows], step=geometry.pitch)
-    pooled = []
-    for pool in pools:
-        off = most - pool // 2  # places that the largest window needs more
-        inner = slice(off, features.shape[-1] - off)
-        pooled.append(F.avg_pool2d(features[..., inner, inner], pool, 1))
-    return torch.cat(pooled, 1)
-
-
 def rim(config: Config) -> int:
     """Pixels that the filter bank sees and the encoder does not, at each border."""
     if not config.loss.feature_weight:
@@ -517,20 +484,6 @@ def bank_of(networks: nn.ModuleDict) -> FilterBank:
     return bank
 
 
-def standardise(bank: FilterBank, loader: Loader, config: DataConfig) -> None:
-    """Give all features of the filter bank the same weight, by places spread over the volumes."""
-    images = []
-    boxes = learned(loader.volumes, config)
-    for volume, box, grey in zip(loader.volumes, boxes, loader.ranges, strict=True):
-        side = min(FITTED_VX, *volume.shape[1:])
-        for part in torch.linspace(0, 1, FITTED_PLACES).tolist():
-            room = zip(box.origin_vx, box.size_vx, (1, side, side), strict=True)
-            origin = int3([o + int(part * (n - s)) for o, n, s in room])
-            images.append(torch.from_numpy(grey.unit(volume.read(Box(origin, (1, side, side))))))
-    side = min(image.shape[-1] for image in images)
-    bank.fit(torch.stack([image[..., :side, :side] for image in images]))
-
-
 def announce(
     config: Config,
     folder: RunFolder,
@@ -568,26 +521,3 @@ def note(row: dict[str, float]) -> str:
         f"loss {row['loss']:.3f}  information {row['information']:.2f} nat  "
         f"{row['active_classes']:.0f} classes  {row['slices_per_s']:.0f} slices/s"
     )
-
-
-def summarise(
-    encoder: DenseEncoder, volume: Volume, grey: GreyRange, folder: RunFolder
-) -> dict[str, str]:
-    """What came out, in words for a person."""
-    rows = folder.rows()
-    last = rows[-max(1, len(rows) // 10) :]  # one batch says little
-    information, classes = (
-        sum(row[key] for row in last) / len(last) for key in ("information", "active_classes")
-    )
-    summary = {
-        "steps": f"{rows[-1]['step']}",
-        "information": f"about {information:.2f} nats that a code shares with its neighbours",
-        "classes": f"{classes:.1f} of {encoder.config.classes} effectively in use",
-    }
-    found = agreement(encoder, volume, grey)
-    if found is not None:
-        summary["agreement with truth"] = (
-            f"NMI {found['learned']:.3f}; k-means on smoothed grey {found['grey']:.3f} "
-            "(the truth was never used for training)"
-        )
-    return summary

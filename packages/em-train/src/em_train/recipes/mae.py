@@ -39,9 +39,9 @@ from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
+from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
-from em_train.errors import CheckpointError
 from em_train.mae import check as mae_check
 from em_train.mae.check import Figures
 from em_train.mae.data import (
@@ -142,32 +142,17 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     update = Update(networks, optimiser, config.optim, scaler)
 
     # Resume.
-    parts: dict[str, Any] = {
-        "networks": networks,
-        "average": average,
-        "optimiser": optimiser,
-        "schedule": schedule,
-        "update": update,
-    }
-
-    def snapshot(step: int) -> None:
-        if folder.leads:
-            state = {name: part.state_dict() for name, part in parts.items()} | {"data": data}
-            checkpoint.save(folder.checkpoints, step, state, keep=config.run.keep_checkpoints)
-
-    start = 0
-    if resume and checkpoint.exists(folder.checkpoints):
-        state = checkpoint.load(folder.checkpoints, world=config.run.world)
-        if state["data"] != data:
-            raise CheckpointError(
-                f"{folder.path} was trained on other data: then {state['data']}, now {data}; give it "
-                "the same volumes, or start a new run with another --out"
-            )
-        checkpoint.restore(parts, state, folder.checkpoints)
-        start = state["step"]
-    else:
-        snapshot(0)  # a run that is killed early can be resumed too
-    folder.rewind(start)
+    states = States(
+        folder,
+        config.run,
+        data,
+        networks=networks,
+        average=average,
+        optimiser=optimiser,
+        schedule=schedule,
+        update=update,
+    )
+    start = states.begin(resume=resume)
     announce(config, folder, loader, costs, device, start)
 
     # Loop.
@@ -214,7 +199,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 path = folder.images / f"step-{step:06d}.png"
                 preview(averaged["mae"], checked[0], config.data, path, **numbers)
             if step % config.run.checkpoint_every == 0 or last:
-                snapshot(step)
+                states.save(step)
             if last and step < steps:
                 folder.log(f"{stop.name}: saved at step {step}")
                 return False

@@ -35,6 +35,7 @@ from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
+from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
 from em_train.errors import CheckpointError
@@ -144,34 +145,18 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     best = Best(higher=False, stale_after=config.optim.stale_after)
 
     # Resume.
-    parts: dict[str, Any] = {
-        "networks": networks,
-        "average": average,
-        "optimiser": optimiser,
-        "schedule": schedule,
-        "update": update,
-        "best": best,
-    }
-
-    def snapshot(step: int, *, is_best: bool = False) -> None:
-        if folder.leads:
-            state = {name: part.state_dict() for name, part in parts.items()} | {"data": data}
-            keep = config.run.keep_checkpoints
-            checkpoint.save(folder.checkpoints, step, state, keep=keep, best=is_best)
-
-    start = 0
-    if resume and checkpoint.exists(folder.checkpoints):
-        state = checkpoint.load(folder.checkpoints, world=config.run.world)
-        if state["data"] != data:
-            raise CheckpointError(
-                f"{folder.path} was trained on other data: then {state['data']}, now {data}; give it "
-                "the same volumes and labels, or start a new run with another --out"
-            )
-        checkpoint.restore(parts, state, folder.checkpoints)
-        start = state["step"]
-    else:
-        snapshot(0)  # a run that is killed early can be resumed too
-    folder.rewind(start)
+    states = States(
+        folder,
+        config.run,
+        data,
+        networks=networks,
+        average=average,
+        optimiser=optimiser,
+        schedule=schedule,
+        update=update,
+        best=best,
+    )
+    start = states.begin(resume=resume)
     announce(config, folder, loader, classes, split, networks, device, start)
 
     # Loop.
@@ -212,7 +197,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             if folder.leads and step % config.run.picture_every == 0:
                 preview(averaged["network"], windows[0], folder, step, *numbers)
             if step % config.run.checkpoint_every == 0 or last or is_best:
-                snapshot(step, is_best=is_best)
+                states.save(step, best=is_best)
             if last and step < steps and not best.stale:
                 folder.log(f"{stop.name}: saved at step {step}")
                 return False
