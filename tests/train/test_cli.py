@@ -14,6 +14,7 @@ from em_train import cli
 
 RUN = [
     *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
+    *("--set", "model.encoder.pools=[]"),
     *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
 ]
 DATA = ["--data", "synthetic:shape=6x96x96"]
@@ -151,7 +152,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
 def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "mae"}')
     with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
-        cli._recipe_of(tmp_path, cli.PREDICTORS)
+        cli._recipe_of(tmp_path, cli.EVALUATIONS)
     assert cli._range("--fit-z", "3:12") == (3, 12) and cli._range("--fit-z", None) is None
     for wrong in ("3", "3:", "a:b", "-1:4"):
         with pytest.raises(ValueError, match="--fit-z is .* wanted a range FIRST:END"):

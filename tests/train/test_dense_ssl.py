@@ -33,7 +33,7 @@ SMALL = {
         "batch_size": 2,
         "stack": {"size_vx": 65},
     },
-    "model": {"encoder": {"classes": 10}, "predictor_width": 8},
+    "model": {"encoder": {"classes": 10, "pools": []}, "predictor_width": 8},
     "loss": {"classes_at_least": 8},
     "optim": {"steps": 4, "warmup_steps": 1},
     "run": {"log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
@@ -77,10 +77,12 @@ def test_a_run_leaves_everything_a_person_looks_at(tmp_path):
         resolve(recipe.Config, [configuration.file_layer(path / "config.json", "dense-ssl")])
         == small()
     )
-    encoder = em_models.load(path / "weights" / "encoder")
+    trained, settled = (em_models.load(path / "weights" / n) for n in ("unsettled", "encoder"))
     state = checkpoint.load(path / "checkpoints")
     key = "module.encoder.prototypes"
-    torch.testing.assert_close(encoder.prototypes.detach(), state["average"][key], rtol=0, atol=0)
+    assert torch.equal(trained.prototypes, state["average"][key])
+    assert torch.equal(trained.embed.weight, settled.embed.weight)
+    assert not torch.equal(trained.prototypes, settled.prototypes) and settled.offset.any()
     assert not torch.equal(state["average"][key], state["networks"]["encoder.prototypes"])
 
 
@@ -409,3 +411,19 @@ def test_every_field_is_explained():
     missing = [key.name for key in configuration.keys(recipe.Config) if not key.meaning]
     assert not missing
     assert dataclasses.is_dataclass(recipe.Config)
+
+
+@pytest.mark.parametrize("name", ["exp1", "exp5"])
+def test_earlier_attempts_train_and_are_found_out(tmp_path, name):
+    short = {
+        "data": {"volumes": ["synthetic:shape=8x160x160,seed=1"], "batch_size": 2},
+        "optim": {"steps": 2},
+        "run": {"device": "cpu", "log_every": 1},
+    }
+    layers = [configuration.preset_layer(name, "dense-ssl"), Layer("test", short)]
+    assert start(tmp_path / "run", resolve(recipe.Config, layers))
+    assert len(measured(tmp_path / "run")) == 2
+    proof = json.loads((tmp_path / "run" / "proof.json").read_text())
+    missed = {verdict["title"] for verdict in proof["verdicts"] if verdict["passed"] is False}
+    assert proof["passed"] is False and "shift κ" in missed
+    assert "FAILED" in (tmp_path / "run" / "report.html").read_text()

@@ -15,7 +15,7 @@ from torch import nn
 WORLD = 2
 SETTINGS = {
     "data": {"batch_size": 4, "stack": {"size_vx": 61}, "photometry": 0.1},
-    "model": {"encoder": {"classes": 6}, "predictor_width": 8},
+    "model": {"encoder": {"classes": 6, "pools": []}, "predictor_width": 8},
     "loss": {"classes_at_least": 5.9},  # above what an untrained network reaches: the floor is felt
 }
 
@@ -272,6 +272,7 @@ def test_an_address_in_use_is_named(tmp_path):
             [
                 *(sys.executable, "-m", "em_train.cli", "dense-ssl", "--out", str(run)),
                 *("--data", "synthetic:shape=8x96x96", "--set", "data.stack.size_vx=61"),
+                *("--set", "model.encoder.pools=[]"),
                 *("--set", "run.device=cpu"),
             ],
             env=os.environ

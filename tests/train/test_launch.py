@@ -19,6 +19,8 @@ RUN = [
         "--set",
         "data.stack.size_vx=61",
         "--set",
+        "model.encoder.pools=[]",
+        "--set",
         "run.log_every=1",
         "--set",
         "run.picture_every=1000",

@@ -21,7 +21,7 @@ SMALL = {
             "batch_size": 2,
             "stack": {"size_vx": 61},
         },
-        "model": {"encoder": {"classes": 8}, "predictor_width": 8},
+        "model": {"encoder": {"classes": 8, "pools": []}, "predictor_width": 8},
         "loss": {"classes_at_least": 6},
     },
     "segment": {

@@ -235,7 +235,9 @@ def pretrained(tmp_path_factory):
                         "stack": {"size_vx": 65},
                         "samples_per_epoch": 4,
                     },
-                    "model": {"encoder": {"channels": [4] * 6, "embedding": 5, "classes": 10}},
+                    "model": {
+                        "encoder": {"channels": [4] * 6, "embedding": 5, "classes": 10, "pools": []}
+                    },
                     "loss": {"classes_at_least": 8, "feature_weight": 0},
                     "optim": {"steps": 1},
                     "run": {"device": "cpu"},
@@ -357,11 +359,11 @@ def test_labels_of_another_voxel_size_or_place_are_refused(tmp_path, disks):
 
 def test_patches_without_a_labelled_pixel_change_nothing(disks):
     """A value of the labels that says not labelled: such pixels have no gradient."""
-    config = small(data={"volumes": [str(disks)], "labels": ["discs"], "ignore": 1})
+    config = small(data={"volumes": [str(disks)], "labels": ["discs"], "ignore": 9})
     networks, loader, _ = recipe.rehearse(config, torch.device("cpu"))
     classes = recipe.open_data(config.data)[2]
     batch = next(iter(loader.batches(0, 1)))
-    batch.labels.fill_(1)
+    batch.labels.fill_(9)
     terms = recipe.losses(networks, batch, classes, config)
     terms["loss"].backward()
     assert terms["loss"].item() == terms["labelled"].item() == 0

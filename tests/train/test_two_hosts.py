@@ -15,6 +15,7 @@ NAMES = [f"emtrain-{os.getpid()}-{host}" for host in "ab"]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 RUN = [
     *("--set", "optim.steps=60", "--set", "data.batch_size=2", "--set", "data.stack.size_vx=61"),
+    *("--set", "model.encoder.pools=[]"),
     *("--set", "run.device=cpu", "--set", "run.log_every=1", "--set", "run.checkpoint_every=1"),
     *("--set", "run.picture_every=1000", "--set", "model.predictor_width=8"),
 ]

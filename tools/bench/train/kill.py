@@ -54,7 +54,12 @@ HEAVY = (
 )
 KERNELS = ("em_kernels.entropy", "em_kernels.divergence", "em_kernels.crops")
 SETTINGS = (
-    *("data.batch_size=2", "data.stack.size_vx=61", "model.encoder.classes=8"),
+    *(
+        "data.batch_size=2",
+        "data.stack.size_vx=61",
+        "model.encoder.pools=[]",
+        "model.encoder.classes=8",
+    ),
     *("model.predictor_width=8", "loss.classes_at_least=6", "run.device=cpu", "run.log_every=1"),
     *("run.checkpoint_every=1", "run.picture_every=100000", "optim.ema_decay_end=1.0"),
 )

@@ -20,17 +20,23 @@ class DenseCodes(NamedTuple):
 
 
 def read_codes(
-    raw: Tensor, prototypes: Tensor, *, sharpness: float, bias: Tensor | None = None
+    raw: Tensor,
+    prototypes: Tensor,
+    *,
+    sharpness: float,
+    bias: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> DenseCodes:
     """Codes of raw embeddings (B, E, Y, X) by prototypes (K, E).
 
     Without a bias the logits are sharpness × cosine: no class can grow by the length of its
-    prototype alone. With one the head is linear.
+    prototype alone. An offset (K,), which is never trained, is added to them. With a bias the head
+    is linear.
     """
     embedding = F.normalize(raw, dim=1)
     if bias is None:
-        cosines = F.conv2d(embedding, F.normalize(prototypes, dim=1)[..., None, None])
-        return DenseCodes(sharpness * cosines, embedding, raw)
+        directions = sharpness * F.normalize(prototypes, dim=1)[..., None, None]
+        return DenseCodes(F.conv2d(embedding, directions, offset), embedding, raw)
     return DenseCodes(F.conv2d(raw, prototypes[..., None, None], bias), embedding, raw)
 
 

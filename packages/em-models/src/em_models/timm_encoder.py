@@ -78,6 +78,7 @@ class TimmEncoder(nn.Module):
     """
 
     Config = TimmEncoderConfig
+    offset: Tensor | None
 
     def __init__(self, config: TimmEncoderConfig) -> None:
         super().__init__()
@@ -93,6 +94,8 @@ class TimmEncoder(nn.Module):
         scale = config.embedding**-0.5 if linear else 1  # logits of order 1 to begin with
         self.prototypes = nn.Parameter(scale * torch.randn(config.classes, config.embedding))
         self.bias = nn.Parameter(torch.zeros(config.classes)) if linear else None
+        # How frequent classes are, where they were read off the embedding after training.
+        self.register_buffer("offset", None if linear else torch.zeros(config.classes))
         self.spread: Spread | None = None
         self.geometry = self._measure()
 
@@ -117,7 +120,13 @@ class TimmEncoder(nn.Module):
             first = (self.before + lead) // step
             found = found[..., first : first + rows, first : first + columns]
             raw = self.embed_norm(self.embed(found))
-        return read_codes(raw, self.prototypes, sharpness=config.sharpness, bias=self.bias)
+        return read_codes(
+            raw,
+            self.prototypes,
+            sharpness=config.sharpness,
+            bias=self.bias,
+            offset=self.offset,
+        )
 
     def _features(self, image: Tensor, step: int) -> Tensor:
         """One feature vector every `step` pixels, borders included: (B, width, Y', X')."""

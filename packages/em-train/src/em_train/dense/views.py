@@ -73,3 +73,9 @@ def look(
     views = zip(seen[:, z - 1 :].unbind(1), turned, strict=True)
     targets = torch.stack([augment.transform(view, turn) for view, turn in views], 1)
     return Views(seen[:, : z - 1], targets, turned, clean)
+
+
+def clean_targets(batch: Batch, *, middle: int, rim: int) -> Tensor:
+    """The targets of a batch as they are, as large as the networks see them: (B, 1, S, S)."""
+    rows = slice(rim, batch.raw.shape[-1] - rim)
+    return batch.image()[:, middle : middle + 1, rows, rows]

@@ -54,6 +54,7 @@ from em_models import (
     TimmEncoder,
     TimmEncoderConfig,
     count_parameters,
+    layout,
     save,
 )
 from em_models.predictor import Kind as PredictorKind
@@ -63,7 +64,8 @@ from torch import Tensor, nn
 from em_train.dense.data import DataConfig, make_loader
 from em_train.dense.features import features_of, standardise
 from em_train.dense.report import preview, prove_run, summarise, write_report
-from em_train.dense.views import look
+from em_train.dense.settle import settle
+from em_train.dense.views import clean_targets, look
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device
 from em_train.engine.distributed import reduce
@@ -87,7 +89,7 @@ class ModelConfig:
 
     kind: Literal["dense", "timm"] = "dense"
     """dense: the encoder of model.encoder. timm: a backbone of timm with a decoder, of model.timm."""
-    encoder: DenseEncoderConfig = field(default_factory=DenseEncoderConfig)
+    encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf81"))
     timm: TimmEncoderConfig = field(
         default_factory=lambda: TimmEncoderConfig(backbone="convnext_atto", max_stride=4)
     )
@@ -99,6 +101,10 @@ class ModelConfig:
     """Convolutions, levels or blocks of the predictor."""
     projection: PositiveInt = 32
     """Channels in which embeddings are told apart."""
+    settle: bool = True
+    """At the end, take the clusters of the embedding as classes, instead of those that trained it."""
+    settle_frequency: NonNegativeFloat = 0.5
+    """How much frequent clusters are preferred. 0: clusters of like size; 1: few are really used."""
 
     @property
     def chosen(self) -> DenseEncoderConfig | TimmEncoderConfig:
@@ -121,7 +127,7 @@ class LossConfig:
     much H̄ as possible; or the distance of the images' mean codes from a normal distribution."""
     spread_weight: NonNegativeFloat = 5.0
     """Weight of that."""
-    classes_at_least: Annotated[float, Field(ge=1)] = 40.0
+    classes_at_least: Annotated[float, Field(ge=1)] = 30.0
     """The floor under exp(H̄), the number of classes that the mean code is spread over."""
     sharpen_weight: NonNegativeFloat = 0.1
     """Weight of the mean entropy of the pixels' codes: higher makes them more decided."""
@@ -154,11 +160,13 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1200))
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         classes, floor = self.model.chosen.classes, self.loss.classes_at_least
+        if self.model.settle and self.model.chosen.head == "linear":
+            raise ValueError("a linear head has no prototypes to settle; set model.settle=false")
         if self.loss.spread == "floor" and floor > classes:
             raise ValueError(
                 f"loss.classes_at_least is {floor}, above the {classes} classes of the encoder; lower it"
@@ -262,8 +270,26 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Result: weights for use elsewhere, pictures, report.
     if not folder.leads:
         return True
-    save(averaged["encoder"], folder.weights / "encoder")
     save(averaged["predictor"], folder.weights / "predictor")
+    if config.model.settle:
+        save(
+            averaged["encoder"], folder.weights / "unsettled"
+        )  # whose classes the predictor guesses
+        middle, edge = config.data.stack.offsets_z.index(0), rim(config)
+        settled = settle(
+            averaged["encoder"],
+            (
+                clean_targets(batch.to(device), middle=middle, rim=edge)
+                for batch in loader.batches(0, steps)
+            ),
+            frequency=config.model.settle_frequency,
+            seed=config.run.seed,
+        )
+        if not settled:
+            say(
+                "the embedding has fewer distinct places than classes; the trained classes are kept"
+            )
+    save(averaged["encoder"], folder.weights / "encoder")
     picture("classes")
     summary = summarise(averaged["encoder"], volumes[0], loader.ranges[0], folder)
     proof = None
@@ -506,10 +532,12 @@ def announce(
             f"memory at once, each serves {plan.crops} stacks"
         )
     encoder: Any = networks["encoder"]
+    field = encoder.geometry.receptive_field
+    kind = str(precision.choose_type(config.run.precision, device)).removeprefix("torch.")
     say(
         f"model   {count_parameters(networks):,} parameters, receptive field "
-        f"{encoder.config.receptive_field} px, {encoder.config.classes} classes, on {device}, "
-        f"{'compiled' if kernels_in_use() else 'plain torch'} losses"
+        f"{f'{field} px' if field else 'without end'}, {encoder.config.classes} classes, on {device} "
+        f"in {kind}, {'compiled' if kernels_in_use() else 'plain torch'} losses"
     )
     say(f"run     {folder.path}" + (f", going on at step {start}" if start else ""))
     folder.log(f"{'resumed' if start else 'started'} at step {start} on {device}")
