@@ -254,8 +254,8 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path, ar
     begin(path).close()
     with pytest.raises(StoreExistsError, match="config.weights: 'abc' ≠ 'abd'"):
         begin(path, resume=True, config=other)
-    with pytest.raises(StoreExistsError, match=r"block_vx: \[4, 64, 96\] ≠ \[4, 128, 96\]"):
-        begin(path, resume=True, block_vx=(4, 128, 96))
+    with begin(path, resume=True, block_vx=(4, 128, 96)) as store:
+        assert store.block_vx == (4, 64, 96)  # it goes on as it was begun: no voxel depends on it
     with pytest.raises(StoreExistsError, match="images.0.dtype: 'uint8' ≠ 'uint16'"):
         begin(path, resume=True, images=[ImageConfig(**{**vars(images()[0]), "dtype": "uint16"})])
     with begin(path, resume=True) as store:

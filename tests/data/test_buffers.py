@@ -39,3 +39,16 @@ def test_memory_that_is_too_small_is_let_go():
         array = buffers.take((size,), dtype)
         array[:] = 1
         assert array.sum() == size
+
+
+def test_rows_begin_with_a_cache_line_where_that_costs_little():
+    buffers = Buffers()
+    for x, padded in ((191, 192), (64, 64), (65, 65)):
+        array = buffers.take_rows((3, 5, x), np.dtype(np.uint8))
+        assert array.shape == (3, 5, x) and array.strides == (5 * padded, padded, 1)
+        if padded % 64 == 0:
+            assert address(array) % 64 == 0
+        array[:] = 7
+        assert (array == 7).all()
+    wide = buffers.take_rows((2, 2, 127), np.dtype(np.uint16))
+    assert wide.strides == (2 * 256, 256, 2)

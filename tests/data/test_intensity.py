@@ -15,6 +15,17 @@ def test_the_range_is_that_of_the_values_whatever_the_type():
         assert unit.mean() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_values_that_are_counted_have_the_percentiles_of_values_in_order(dtype):
+    rng = np.random.default_rng(1)
+    for shape in ((1, 3, 2), (1, 40, 50), (8, 100, 128)):  # held in one box
+        voxels = rng.normal(20, 40, shape).clip(-128, 127).astype(np.int8).view(np.uint8)
+        voxels = voxels.astype(dtype) if dtype != np.int8 else voxels.view(np.int8)
+        found = grey_range(open_volume(voxels))
+        expected = np.percentile(voxels.astype(float), [0.5, 99.5])
+        np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-12)
+
+
 def test_missing_slices_dust_and_nan_do_not_count():
     voxels = np.random.default_rng(0).uniform(100, 200, (20, 300, 300)).astype(np.float32)
     voxels[::3] = 0

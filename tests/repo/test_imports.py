@@ -11,10 +11,13 @@ ALLOWED = {
     "em-models": {"torch", "safetensors", "timm"},
     "em-losses": {"torch"},
     "em-kernels": {"torch", "numpy", "rich", "PIL"},
-    "em-train": {"torch", "numpy", "typer", "rich", "pydantic", "PIL", "dask", "distributed"},
+    "em-train": {
+        *("torch", "numpy", "typer", "rich", "pydantic", "PIL"),
+        *("dask", "distributed", "neuroglancer"),  # extras
+    },
 }
 TORCH_IN_DATA = {
-    "loader.py",
+    *("batch.py", "loader.py"),
     # Augmentation: what `augment` is made of.
     *("augment.py", "blur.py", "clahe.py", "defects.py", "modality.py", "noise.py", "warp.py"),
 }

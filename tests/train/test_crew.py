@@ -17,7 +17,7 @@ import pytest
 from em_data import open_volume
 from em_data.blockwise import begin_blocks
 from em_data.stitch import ImageConfig
-from em_train.engine.crew import BlockJob, write_blocks
+from em_train.engine.crew import BlockJob, BlockWriter, write_blocks
 from em_train.engine.dask_crew import DaskCrew
 from em_train.errors import BlockFailedError
 
@@ -249,6 +249,23 @@ def test_a_block_that_takes_its_workers_down_is_given_up(tmp_path, run, block, d
     # In turn: what takes workers down does not keep the others waiting.
     blocks = Counter(block for block, _ in computed(tmp_path / "out.zarr.log"))
     assert set(blocks.values()) == {same} and sum(blocks.values()) == deaths
+
+
+def test_what_a_worker_finished_before_it_died_is_not_done_again(tmp_path, run, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    image = ImageConfig(
+        shape_vx=(4, 32, 64), dtype="uint8", voxel_size_nm=None, chunk_vx=(4, 16, 16)
+    )
+    with begin_blocks(tmp_path / "a.zarr", [image], block_vx=(4, 32, 32), config={}) as store:
+        first, second = store.pending(0)
+        store.write(first, {"": np.full((4, 32, 32), 7, np.uint8)})
+        arguments = {"volume": str(tmp_path / "raw.npy"), "seconds": 0, "fail": "error"}
+        arguments["log"] = str(tmp_path / "log")
+        job = BlockJob(store=str(tmp_path / "a.zarr"), make="toy_blocks:make", arguments=arguments)
+        writer = BlockWriter(job)
+        writer.write(first)
+        with pytest.raises(ValueError, match="no good"):
+            writer.write(second)
 
 
 def test_a_worker_that_cannot_begin_is_an_error(tmp_path):

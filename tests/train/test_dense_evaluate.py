@@ -16,12 +16,13 @@ from em_train.dense.audit import shuffle_audit, summarise_rows
 from em_train.dense.prove import prove_stored_run
 from em_train.engine.run_folder import RunFolder, new_run
 from em_train.evaluate import Protocol, open_truth, score_codes
+from em_train.predict import predict
 from em_train.recipes import dense_ssl as recipe
 
 DATA = "synthetic:shape=8x170x170,seed=1"
 SMALL = {
     "data": {"volumes": [DATA], "batch_size": 2, "stack": {"size_vx": 65}},
-    "model": {"encoder": {"classes": 10}, "predictor_width": 8},
+    "model": {"encoder": {"classes": 10, "pools": []}, "predictor_width": 8},
     "loss": {"classes_at_least": 8},
     "optim": {"steps": 40, "warmup_steps": 4, "ema_decay": 0.9},
     "run": {"log_every": 10, "picture_every": 1000, "device": "cpu"},
@@ -126,13 +127,13 @@ def test_evaluation_compares_with_the_baselines_on_the_same_pixels(run, tmp_path
     assert set(rows) == {
         *("grey, k-means", "smoothed grey, k-means", "filter bank, k-means"),
         *("filter bank, pooled k-means", "filter bank, mixture", "random encoder, k-means"),
-        *("run: codes, probabilities", "run: embedding"),
+        *("run: codes, probabilities", "run: embedding, k-means"),
     }
     for row in found.rows:
         for score in (row.codes and row.codes.nmi, row.probe and row.probe.miou):
             assert score is None or 0 <= score <= 1
     assert rows["filter bank, k-means"].probe.miou > rows["grey, k-means"].probe.miou
-    assert rows["run: embedding"].pooled is not None
+    assert rows["run: embedding, k-means"].pooled is not None
     stored = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert stored["protocol"]["score_slices"] == [5, 6, 7]
     assert stored["protocol"]["voxel_size_nm"] == [17.6, 8.0, 8.0]
@@ -142,7 +143,10 @@ def test_evaluation_compares_with_the_baselines_on_the_same_pixels(run, tmp_path
 def test_evaluation_scores_another_volume(run):
     other = "synthetic:shape=2x170x170,seed=9"
     found = dense_evaluate.evaluate(run, (DATA, []), (other, []), Protocol(), baselines=False)
-    assert [row.method for row in found.rows] == ["run: codes, probabilities", "run: embedding"]
+    assert [row.method for row in found.rows] == [
+        "run: codes, probabilities",
+        "run: embedding, k-means",
+    ]
     assert found.protocol["score"] == other and found.protocol["fit_slices"] == list(range(8))
     with pytest.raises(ValueError, match="--fit-z is 3:30"):
         dense_evaluate.evaluate(run, (DATA, []), None, Protocol(fit_z=(3, 30)))
@@ -195,7 +199,7 @@ def _named(volume, name):
 def test_prediction_is_the_dense_output_everywhere(run, tmp_path, output, monkeypatch):
     monkeypatch.setattr(dense_predict, "TILE_VX", 48)
     out = tmp_path / "o.zarr"
-    assert dense_predict.predict(run, DATA, out, output=output)
+    assert predict(dense_predict.__name__, run, DATA, out, outputs=[output])
     encoder = em_models.load(run / "weights" / "encoder")
     volume = open_volume(DATA)
     m = encoder.geometry.margin
@@ -217,7 +221,22 @@ def test_prediction_is_the_dense_output_everywhere(run, tmp_path, output, monkey
         np.testing.assert_allclose(found / 255, codes.logits[0].softmax(0)[k], atol=0.003)
 
 
+def test_a_map_of_classes_lies_beside_their_probabilities(run, tmp_path):
+    out = tmp_path / "both.zarr"
+    outputs = ["classes", "probabilities"]
+    assert predict(dense_predict.__name__, run, DATA, out, outputs=outputs)
+    assert predict(dense_predict.__name__, run, DATA, tmp_path / "map.zarr")
+    codes = open_volume(out, channel=0).labels("classes")[2:4, :, :]
+    np.testing.assert_array_equal(codes, open_volume(tmp_path / "map.zarr")[2:4, :, :])
+    share = np.stack([open_volume(out, channel=k)[2:4, :, :] for k in range(10)])
+    assert np.array_equal(np.take_along_axis(share, codes[None].astype(int), 0)[0], share.max(0))
+
+
 def test_prediction_refuses_what_it_does_not_know(run, tmp_path):
-    with pytest.raises(ValueError, match="wanted classes, probabilities or embedding"):
-        dense_predict.predict(run, DATA, tmp_path / "o.zarr", output="logits")
+    with pytest.raises(ValueError, match="wanted classes or probabilities or embedding"):
+        predict(dense_predict.__name__, run, DATA, tmp_path / "o.zarr", outputs=["logits"])
+    with pytest.raises(ValueError, match="without --tta"):
+        predict(
+            dense_predict.__name__, run, DATA, tmp_path / "o.zarr", outputs=["embedding"], tta=True
+        )
     assert not (tmp_path / "o.zarr").exists()

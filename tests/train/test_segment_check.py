@@ -53,7 +53,7 @@ def test_the_loss_is_that_of_all_windows_together(world):
     config = LossConfig()
     found = measure(model, windows, config, CPU, "fp32")
     logits = torch.cat(
-        [predict_logits(model, *window[:2], window.box, CPU).transpose(0, 1) for window in windows]
+        [predict_logits(model, *w[:2], w.box, CPU, "fp32").transpose(0, 1) for w in windows]
     )
     truth = torch.from_numpy(masks[:, 1::2]).transpose(0, 1)
     assert found.loss == pytest.approx(bce_dice(logits, truth).item(), rel=1e-5)

@@ -2,12 +2,16 @@ import json
 
 import numpy as np
 import pytest
-from em_data import new_store
+import torch
+from em_data import grey_range, new_store, open_volume
 from em_data.geometry import Box
 from em_train.cli import app
 from em_train.config import Layer, resolve
 from em_train.engine.run_folder import new_run
 from em_train.recipes import segment as recipe
+from em_train.segment.tiles import open_run, predict_logits
+from skimage.measure import label
+from skimage.metrics import adapted_rand_error, variation_of_information
 from typer.testing import CliRunner
 
 
@@ -63,6 +67,61 @@ def test_without_a_range_all_labelled_slices_are_scored(run, tmp_path):
     assert told.exit_code == 0
     slices = json.loads((tmp_path / "s.json").read_text())["protocol"]["slices"]
     assert slices == [f"z {z}" for z in range(8)]
+
+
+def test_instances_are_those_of_scikit_image(run, tmp_path):
+    """What hangs together of a class and between it, slice by slice."""
+    told = invoke(
+        *(
+            run / "run",
+            "--data",
+            run / "v.zarr",
+            "--score-z",
+            "3:5",
+            "--picture",
+            tmp_path / "p.png",
+        ),
+        *("--instances", "mito", "--instances", "between:mito", "--json", tmp_path / "s.json"),
+    )
+    assert told.exit_code == 0 and "adapted Rand error" in told.output
+    stored, volume = open_run(run / "run"), open_volume(run / "v.zarr")
+    grey, predicted, true = grey_range(volume), [], []
+    for z in (3, 4):
+        box = Box((z, 0, 0), (1, 64, 64))
+        where = (volume, grey, box, torch.device("cpu"), stored.precision)
+        p = predict_logits(stored.network, *where).sigmoid()[0, 0]
+        found = (p * 255).round().numpy() >= np.ceil(stored.thresholds[0] * 255 - 1e-6)
+        predicted.append(label(found, connectivity=1) + 10_000 * z)
+        own = label(volume.labels("mito").read(box)[0], connectivity=1)
+        true.append(np.where(own > 0, own + 10_000 * z, 0))
+    predicted, true = np.stack(predicted), np.stack(true)
+    objects, between = json.loads((tmp_path / "s.json").read_text())["instances"]
+    assert (objects["of"], between["of"]) == ("mito", "between:mito")
+    assert objects["instances"] == len(np.unique(true)) - 1
+    split, merge = variation_of_information(true[true > 0], predicted[true > 0])
+    assert (objects["voi_split"], objects["voi_merge"]) == pytest.approx((split, merge), abs=1e-6)
+    error, *_ = adapted_rand_error(true, predicted, ignore_labels=(0,))
+    assert objects["rand_error"] == pytest.approx(error)
+    cells = [label(one == 0, connectivity=1).max() for one in true]
+    assert between["instances"] == sum(cells)
+
+
+def test_classes_that_are_not_there_are_named(run, tmp_path):
+    size, voxels = (40.0, 8.0, 8.0), np.zeros((8, 64, 64), np.uint8)
+    voxels[6:] = 1
+    with new_store(tmp_path / "late.zarr") as store:
+        store.add_image(voxels.shape, np.uint8, size).write(Box((0, 0, 0), voxels.shape), voxels)
+    late = ("--data", run / "v.zarr", "--labels", f"mito={tmp_path / 'late.zarr'}")
+    with pytest.raises(ValueError, match=r"no voxel of class 'mito' .*\(z 2, z 3\)"):
+        invoke(run / "run", *late, "--score-z", "2:4")
+
+
+def test_instances_of_another_kind_of_run_are_refused(run, tmp_path):
+    (tmp_path / "config.json").write_text('{"command": "dense-ssl"}')
+    with pytest.raises(ValueError, match="--instances judges segmentations"):
+        invoke(tmp_path, "--data", run / "v.zarr", "--instances", "mito")
+    with pytest.raises(ValueError, match="'cell'; wanted one of mito"):
+        invoke(run / "run", "--data", run / "v.zarr", "--instances", "between:cell")
 
 
 def test_what_does_not_fit_is_refused_by_name(run):

@@ -49,7 +49,7 @@ def test_channels_values_ignored_and_exclusive():
     truth, known = one.target(torch.tensor([[[0, 1, 5, 9]]]), torch.ones(1, 1, 4).bool())
     assert truth[0].tolist() == [[False, False, True, False], [False, True, False, False]]
     assert known.shape == truth.shape
-    assert balance(one, 0.5) == {"5": 0.25, "1": 0.25}
+    assert balance(one, 0.5) == {"five@5": 0.25, "one@1": 0.25}
     assert balance(two, 1.0) == {"a": 0.5, "b": 0.5}
 
 

@@ -15,14 +15,12 @@ from em_train.segment.metrics import (
     histograms,
     intervals,
     judge,
-    judge_instances,
     scores,
     threshold_level,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
-from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.segmentation import find_boundaries
 from sklearn.metrics import average_precision_score
 from torchmetrics.functional.classification import (
@@ -128,34 +126,6 @@ def test_best_thresholds_are_the_best_of_all(seed):
 
     (threshold,) = best_thresholds(histograms(probability, truth, valid))
     assert dice(threshold_level(threshold)) == max(dice(level) for level in range(1, 256))
-
-
-@settings(max_examples=25, deadline=None)
-@given(SEEDS)
-def test_instance_scores_equal_scikit_image(seed):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, 6, (4, 5, 5)).repeat(3, 1).repeat(3, 2) * 1000
-    predicted = np.where(
-        rng.random(truth.shape) > 0.2, truth // 2000, rng.integers(0, 5, truth.shape)
-    )
-    got = judge_instances(predicted, truth)
-    known = truth > 0  # scikit-image's own way of leaving labels out divides by all voxels
-    split, merge = variation_of_information(truth[known], predicted[known])
-    assert (got.voi_split, got.voi_merge) == pytest.approx((split, merge), abs=1e-9)
-    # Its precision is, against its documentation, of the pairs in one true instance: our recall.
-    error, recall, precision = adapted_rand_error(truth, predicted, ignore_labels=(0,))
-    assert got.rand_error == pytest.approx(error)
-    assert (got.rand_precision, got.rand_recall) == pytest.approx((precision, recall))
-
-
-def test_instances_that_agree_and_that_cannot_be_judged():
-    truth = np.arange(1, 5).repeat(4)
-    same = judge_instances(truth * 7, truth)
-    assert (same.voi_split, same.voi_merge, same.rand_error) == pytest.approx((0, 0, 0))
-    with pytest.raises(ValueError, match="wanted the same"):
-        judge_instances(truth, truth[:-1])
-    with pytest.raises(ValueError, match="no instance"):
-        judge_instances(truth, np.zeros_like(truth))
 
 
 def test_counts_of_tiles_are_those_of_the_whole():

@@ -36,7 +36,7 @@ def test_tiles_meet_without_a_seam(kind):
             stacks = torch.stack([image[i - s : i + s + 1] for i in range(8, 12)])
             whole = model(stacks)[..., y, x].transpose(0, 1)
     torch.testing.assert_close(
-        predict_logits(model, volume, GREY, box, CPU), whole, rtol=1e-4, atol=1e-5
+        predict_logits(model, volume, GREY, box, CPU, "fp32"), whole, rtol=1e-4, atol=1e-5
     )
 
 

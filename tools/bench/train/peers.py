@@ -1,6 +1,10 @@
 """Our U-Net beside MONAI's BasicUNet and segmentation-models-pytorch's U-Net (ResNet-18), all from scratch.
 
     python tools/bench/train/peers.py [--quick] [--json PATH] [--minutes 8] [--seeds 3] [--steps N]
+    python tools/bench/train/peers.py --profile
+
+With --json, every training is written as soon as it is done, and a second call goes on where the first
+one stopped; --steps 0 measures the speed alone.
 
 Membranes and mitochondria of vnc_sstem (EM_REAL_DATA, or ../shared/data beside the repository): trained
 on z 0–8, learning rate, weights and thresholds chosen on z 10–11, scored on z 12–15 once. All networks
@@ -36,6 +40,7 @@ from em_models import UNet, UNetConfig, count_parameters
 from em_train.config import Layer, resolve
 from em_train.engine import precision
 from em_train.engine.optim import Schedule, adamw
+from em_train.engine.whole import replacing
 from em_train.recipes import segment as recipe
 from em_train.segment.check import Window, choose_windows, examine, measure
 from em_train.segment.labels import Classes
@@ -46,8 +51,10 @@ from torch import Tensor, nn
 
 FIT, CHOOSE, SCORE = (0, 9), (10, 12), (12, 16)
 CLASSES = Classes(names=("membrane", "mitochondria"), exclusive=True)
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 3e-4)
+BALANCE = 0.01  # both classes are frequent: they need none
 CPU = torch.device("cpu")
+ORDERS = (torch.contiguous_format, torch.channels_last)
 MULTIPLE = 32  # sides of what is predicted: the coarsest network's stride
 
 Network = Callable[[], nn.Module]
@@ -58,33 +65,87 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of one rate and seed")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures here")
     parser.add_argument("--minutes", type=float, default=8, help="training of the slowest network")
-    parser.add_argument("--steps", type=int, help="instead of --minutes")
+    parser.add_argument(
+        "--steps", type=int, help="instead of --minutes; 0: measure the speed alone"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--profile", action="store_true", help="show where a step goes, and leave")
     parser.add_argument("--only", help="names of networks, separated by commas")
     options = parser.parse_args()
     networks = available()
     if options.only:
         networks = {name: networks[name] for name in options.only.split(",")}
     world = World(options.precision, slices=1 if options.quick else 16)
-    speeds = world.speeds(networks, turns=1 if options.quick else 7)
-    slowest = min(speed["images_per_s"] for speed in speeds.values())
-    steps = options.steps or int(options.minutes * 60 * slowest / world.config.data.batch_size)
-    rates, seeds = RATES, range(options.seeds)
+    if options.profile:
+        world.profile(networks)
+        return
+    record = Record(options.json, world.conditions())
+    if not set(networks) <= set(record.speeds):
+        record.speeds = world.speeds(networks, turns=1 if options.quick else 7)
+        record.write()
+    slowest = min(record.speeds[name]["images_per_s"] for name in networks)
+    steps, rates, seeds = options.steps, RATES, range(options.seeds)
+    if steps is None:
+        steps = int(options.minutes * 60 * slowest / world.config.data.batch_size)
     if options.quick:
         steps, rates, seeds = options.steps or 6, RATES[1:2], range(1)
-    rows = []
-    for name, make in networks.items():
-        tried = {rate: world.train(make, rate, 0, steps) for rate in rates}
-        rate = max(tried, key=lambda r: tried[r]["chosen"])
-        runs = [
-            tried[rate] if seed == 0 else world.train(make, rate, seed, steps) for seed in seeds
-        ]
-        rows += world.rows(name, rate, steps, runs, speeds[name])
-        show(rows)
-    if options.json:
-        report = {"machine": machine(), "conditions": world.conditions(steps), "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    wanted = [(name, rate, 0) for rate in rates for name in networks] if steps else []
+    while wanted:
+        for name, rate, seed in wanted:
+            if record.find(name, rate, seed, steps) is None:
+                last = record.speeds[name]["channels_last"]
+                found = world.train(name, networks[name], rate, seed, steps, channels_last=last)
+                record.add(found | {"network": name, "lr": rate, "seed": seed, "steps": steps})
+        best = {name: record.best_rate(name, rates, steps) for name in networks}
+        seeded = [(name, best[name], seed) for seed in seeds for name in networks]
+        wanted = [one for one in seeded if record.find(*one, steps) is None]
+    record.rows = []
+    for name in networks if steps else ():
+        runs = [record.find(name, best[name], seed, steps) for seed in seeds]
+        record.rows += rows_of(name, best[name], steps, runs, record.speeds[name])
+    record.write()
+    show(record.rows) if steps else show_speeds(record.speeds)
+
+
+class Record:
+    """What was measured so far, in memory and in a file, if one is named."""
+
+    def __init__(self, path: Path | None, conditions: dict[str, Any]) -> None:
+        self.path, self.conditions = path, conditions
+        self.speeds: dict[str, dict[str, Any]] = {}
+        self.trainings: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            stored = json.loads(path.read_text())
+            if stored["conditions"] != conditions:
+                raise SystemExit(
+                    f"{path} was measured with {stored['conditions']}, now {conditions}; name another"
+                )
+            self.speeds, self.trainings = stored["speeds"], stored["trainings"]
+
+    def find(self, network: str, lr: float, seed: int, steps: int) -> dict[str, Any] | None:
+        """The training of this kind, if it is done."""
+        wanted = {"network": network, "lr": lr, "seed": seed, "steps": steps}
+        return next((one for one in self.trainings if wanted.items() <= one.items()), None)
+
+    def best_rate(self, network: str, rates: tuple[float, ...], steps: int) -> float:
+        """The learning rate of the highest Dice on the slices to choose on, with seed 0."""
+        tried = {rate: self.find(network, rate, 0, steps) for rate in rates}
+        return max(rates, key=lambda rate: (tried[rate] or {})["chosen"])
+
+    def add(self, training: dict[str, Any]) -> None:
+        """Keep a training."""
+        self.trainings.append(training)
+        self.write()
+
+    def write(self) -> None:
+        """Write everything, whole or not at all."""
+        if self.path is not None:
+            report = {"machine": machine(), "conditions": self.conditions, "rows": self.rows}
+            report |= {"speeds": self.speeds, "trainings": self.trainings}
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def available() -> dict[str, Network]:
@@ -113,7 +174,8 @@ class World:
     def __init__(self, kind: str, slices: int) -> None:
         self.slices = slices  # of each part that are looked at
         settings: dict[str, Any] = {
-            "data": {"patch_vx": 128, "batch_size": 8, "volumes": ["-"], "exclusive": True},
+            "data": {"patch_vx": 128, "batch_size": 8, "volumes": ["-"], "exclusive": True}
+            | {"balance": BALANCE},
             "run": {"precision": kind, "device": "cpu"},
         }
         self.config = resolve(recipe.Config, [Layer("peers", settings)])
@@ -156,7 +218,9 @@ class World:
             )
         return self.loaders[seed]
 
-    def train(self, make: Network, rate: float, seed: int, steps: int) -> dict[str, Any]:
+    def train(
+        self, name: str, make: Network, rate: float, seed: int, steps: int, *, channels_last: bool
+    ) -> dict[str, Any]:
         """One training, with the scores of what did best on the slices to choose on."""
         torch.manual_seed(seed)
         more = {
@@ -167,11 +231,12 @@ class World:
             recipe.Config, [Layer("peers", dataclasses.asdict(self.config)), Layer("run", more)]
         )
         networks = nn.ModuleDict({"network": make()})
-        networks.to(memory_format=self.orders[make])
+        networks.to(memory_format=ORDERS[channels_last])
         optimiser = adamw(networks, config.optim)
         schedule = Schedule(optimiser, config.optim)
         best: tuple[float, dict[str, Tensor], Any] = (-1.0, {}, None)
-        clock = time.perf_counter()
+        curve = {}
+        clock = time.process_time()
         for step, batch in enumerate(self.loader(seed).batches(0, steps), 1):
             self._step(networks, batch, config).backward()
             nn.utils.clip_grad_norm_(networks.parameters(), config.optim.clip_norm)
@@ -183,15 +248,22 @@ class World:
                 if found.dice.mean() > best[0]:
                     state = {k: v.clone() for k, v in networks.state_dict().items()}
                     best = (float(found.dice.mean()), state, found.histograms)
-                print(f"  lr {rate:g} seed {seed} step {step}: Dice {found.dice.round(3).tolist()}")
-        minutes = (time.perf_counter() - clock) / 60
+                curve[step] = found.dice.round(4).tolist()
+                words = f"{name}, lr {rate:g}, seed {seed}, step {step}"
+                print(f"{words}: Dice {curve[step]}", flush=True)
+        minutes = (time.process_time() - clock) / 60
         networks.load_state_dict(best[1])
         thresholds = best_thresholds(best[2]).tolist()
         with Evaluating(networks) as model:
             scores, *_ = examine(
                 model, self.windows[SCORE], CLASSES.names, thresholds, config.loss, CPU, self.kind
             )
-        return {"chosen": best[0], "scores": [one.scores for one in scores], "minutes": minutes}
+        return {
+            "chosen": best[0],
+            "curve": curve,
+            "scores": [one.scores for one in scores],
+            "cpu_minutes": minutes,
+        }
 
     @property
     def kind(self) -> Any:
@@ -207,11 +279,10 @@ class World:
         with precision.autocast(self.kind, CPU):
             return recipe.losses(networks, batch, CLASSES, config)["loss"]
 
-    def speeds(self, networks: dict[str, Network], turns: int) -> dict[str, dict[str, float]]:
+    def speeds(self, networks: dict[str, Network], turns: int) -> dict[str, dict[str, Any]]:
         """Images per second of training steps, networks and orders of memory in turns."""
         batches = list(self.loader(0).batches(0, 2))
-        orders = (torch.contiguous_format, torch.channels_last)
-        taken: dict[tuple[str, Any], list[float]] = {(n, o): [] for n in networks for o in orders}
+        taken: dict[tuple[str, Any], list[float]] = {(n, o): [] for n in networks for o in ORDERS}
         made = {name: nn.ModuleDict({"network": make()}) for name, make in networks.items()}
         for turn in range(turns + 1):
             for (name, order), seconds in taken.items():
@@ -223,10 +294,8 @@ class World:
                 if turn:  # the first one prepares
                     seconds.append(passed)
         size, found = self.config.data.batch_size, {}
-        self.orders: dict[Network, Any] = {}
-        for name, make in networks.items():
-            order = min(orders, key=lambda o: statistics.median(taken[name, o]))
-            self.orders[make] = order
+        for name in networks:
+            order = min(ORDERS, key=lambda o: statistics.median(taken[name, o]))
             seconds = taken[name, order]
             found[name] = {
                 "images_per_s": size / statistics.median(seconds),
@@ -236,30 +305,35 @@ class World:
             }
         return found
 
-    def rows(
-        self, name: str, rate: float, steps: int, runs: list[dict[str, Any]], speed: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """A flat row for every class."""
-        rows = []
-        for c, label in enumerate(CLASSES.names):
-            row: dict[str, Any] = {"case": f"{label}, {name}", "network": name, "class": label}
-            for score in ("dice", "iou", "boundary_f1"):
-                values = [run["scores"][c][score] for run in runs]
-                row[score] = statistics.mean(values)
-                row[f"{score}_spread"] = [min(values), max(values)]
-            minutes = statistics.mean(run["minutes"] for run in runs)
-            rows.append(row | {"lr": rate, "steps": steps, "minutes": minutes} | speed)
-        return rows
+    def profile(self, networks: dict[str, Network], steps: int = 3) -> None:
+        """Print what most of the time of a training step is spent on, channels last and first."""
+        (batch,) = self.loader(0).batches(0, 1)
+        for name, make in networks.items():
+            for order, word in zip(ORDERS, ("first", "last"), strict=True):
+                own = nn.ModuleDict({"network": make()}).to(memory_format=order)
+                self._step(own, batch, self.config).backward()
+                with torch.profiler.profile() as found:
+                    for _ in range(steps):
+                        self._step(own, batch, self.config).backward()
+                kinds = found.key_averages()
+                total = sum(kind.self_cpu_time_total for kind in kinds)
+                table = Table(f"{name}, channels {word}", "ms a step", "share")
+                for kind in sorted(kinds, key=lambda kind: -kind.self_cpu_time_total)[:12]:
+                    own_time = kind.self_cpu_time_total
+                    table.add_row(
+                        kind.key, f"{own_time / steps / 1e3:.1f}", f"{own_time / total:.0%}"
+                    )
+                Console(width=100).print(table)
 
-    def conditions(self, steps: int) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """What the figures hold for."""
         return {
             "volume": "vnc_sstem, trained on z 0–8, chosen on z 10–11, scored on z 12–15",
-            "patches": "8 of 128² per step, turns, flips and grey values",
-            "steps": steps,
+            "patches": f"8 of 128² per step, turns, flips and grey values, data.balance={BALANCE}",
+            "slices": self.slices,
             "precision": self.kind,
             "threads": torch.get_num_threads(),
-            "learning rates": RATES,
+            "learning rates": sorted(RATES),
         }
 
 
@@ -293,6 +367,22 @@ class AsUNet(UNet):
         return logits[..., :height, :width]
 
 
+def rows_of(
+    name: str, rate: float, steps: int, runs: list[Any], speed: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A flat row for every class."""
+    rows = []
+    for c, label in enumerate(CLASSES.names):
+        row: dict[str, Any] = {"case": f"{label}, {name}", "network": name, "class": label}
+        for score in ("dice", "iou", "boundary_f1"):
+            values = [run["scores"][c][score] for run in runs]
+            row[score] = statistics.mean(values)
+            row[f"{score}_spread"] = [min(values), max(values)]
+        minutes = statistics.mean(run["cpu_minutes"] for run in runs)
+        rows.append(row | {"lr": rate, "steps": steps, "cpu_minutes": minutes} | speed)
+    return rows
+
+
 def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
@@ -308,6 +398,16 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["class"], row["network"], *cells, f"{row['lr']:g}", speed, f"{row['parameters']:,}"
         )
+    Console(width=140).print(table)
+
+
+def show_speeds(speeds: dict[str, dict[str, Any]]) -> None:
+    table = Table("network", "img/s", "of the turns", "channels", "parameters")
+    for name, speed in speeds.items():
+        low, high = speed["images_per_s_spread"]
+        order = "last" if speed["channels_last"] else "first"
+        cells = (f"{speed['images_per_s']:.1f}", f"{low:.1f}–{high:.1f}", order)
+        table.add_row(name, *cells, f"{speed['parameters']:,}")
     Console(width=140).print(table)
 
 

@@ -24,10 +24,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from em_data.aims import Aim, aim_at_classes, aim_at_masks
 from em_data.geometry import Box, Int3, int3
-from em_data.labels import Aim, Labels, Layer, aim_at_classes, aim_at_masks
+from em_data.labels import Labels, Layer
 from em_data.lattice import lattice
-from em_data.places import Mixture, Region, bounds, centred, end_of, intersect, origins, span, whole
+from em_data.places import (
+    Counted,
+    Mixture,
+    Region,
+    bounds,
+    centred,
+    end_of,
+    intersect,
+    origins,
+    span,
+    whole,
+)
 from em_data.plan import BlockPlan, plan_blocks
 from em_data.sampler import (
     CropConfig,
@@ -170,7 +182,7 @@ class BlockSampler:
         slot, position, generation = block_id
         return slot * self.plan.positions + position, generation
 
-    def _places(self, block: Block) -> Mixture:
+    def _places(self, block: Block) -> Mixture[Counted]:
         """The places of a block; where aims are to be found in it, their layers are read."""
         return self.mixture.within(block.volume, block.origins)
 
@@ -209,8 +221,9 @@ def choose_sampler(
         regions: where in each volume crops may lie (`hold_out`); without them anywhere.
         weights: how often each volume is drawn; without them by the number of its places.
         labels: of each volume (`place_labels`): crops have their centres where labels are.
-        balance: for a class (a channel of the labels by name, or a value of the only channel) the
-            share of crops with a voxel of it at the centre; the rest is drawn as without it.
+        balance: for a class (a channel of the labels by name, or VALUE or NAME@VALUE of the only
+            channel) the share of crops with a voxel of it at the centre; the rest is drawn as
+            without it.
         masks: of each volume (`place_mask`): crops have their centres in them.
         exact: independent places, read one by one, for volumes that do not fit the budget too.
         threads: that count the voxels of masks and classes.

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
+from em_data.begun import ATTRIBUTE, check_same, image_config, plan_of_finished
 from em_data.errors import (
     BlockDamagedError,
     BlockMissingError,
@@ -48,7 +49,6 @@ if sys.platform != "win32":
     import fcntl
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ATTRIBUTE = "em_data"  # of the finished store: the plan it was written by
 FLUSHES = 32  # at once
 NAMED = 5  # missing blocks that a message names
 
@@ -88,7 +88,7 @@ class BlockStore:
         self.block_vx = int3(plan["block_vx"])
         self.finished = False
         self._lock: int | None = None
-        configs = [_image_config(described) for described in plan["images"]]
+        configs = [image_config(described) for described in plan["images"]]
         store = self.folder / "store"
         if create:
             root = zarr.open_group(store, mode="w", zarr_format=3)
@@ -123,6 +123,10 @@ class BlockStore:
         """The blocks of a level that are on the disk."""
         names = (marker.name for marker in (self.markers / str(level)).iterdir())
         return {BlockKey.parse(f"{level}/{name}") for name in names if not name.startswith(".")}
+
+    def is_done(self, key: BlockKey) -> bool:
+        """Whether a block is on the disk."""
+        return self._marker(key).exists()
 
     def pending(self, level: int) -> list[BlockKey]:
         """The blocks of a level that are still to be written."""
@@ -165,7 +169,7 @@ class BlockStore:
                 raise BlockMissingError(
                     f"{self.path} is not whole: {len(missing)} blocks of level {level} are missing, "
                     f"{', '.join(map(str, missing[:NAMED]))}"
-                    f"{' …' if len(missing) > NAMED else ''}; go on with resume"
+                    f"{' …' if len(missing) > NAMED else ''}; go on with --resume"
                 )
         for key in self.keys(self.levels - 1):  # the other levels were compared when pooled from
             for path, image in self.images.items():
@@ -225,14 +229,14 @@ class BlockStore:
             stored = json.loads(marker.read_text())
         except FileNotFoundError:
             raise BlockMissingError(
-                f"block {key} of {self.path} is missing; go on with resume"
+                f"block {key} of {self.path} is missing; go on with --resume"
             ) from None
         except ValueError:
             stored = {}
         if stored.get("plan") != self.hash or stored["crc32"].get(path) != zlib.crc32(voxels.data):
             raise BlockDamagedError(
                 f"block {key} of {self.path} is not what was written (its checksum differs); delete "
-                f"{marker} and go on with resume to write it again"
+                f"{marker} and go on with --resume to write it again"
             )
 
     def _marker(self, key: BlockKey) -> Path:
@@ -262,7 +266,7 @@ class BlockStore:
             free = shutil.disk_usage(self.folder).free
             raise DiskFullError(
                 f"{what} of {self.path} cannot be written ({error.strerror}; {free / 2**20:.0f} MiB "
-                "are free there); make room and go on with resume: the blocks that are finished stay"
+                "are free there); make room and go on with --resume: the blocks that are finished stay"
             ) from error
 
 
@@ -280,7 +284,8 @@ def begin_blocks(
     Args:
         path: the name that the store gets when it is whole.
         images: what is written, all of one shape.
-        block_vx: what one process writes at once; whole chunks or shards.
+        block_vx: what one process writes at once; whole chunks or shards. No voxel depends on it, and
+            a store that is gone on with keeps its own.
         config: all that the voxels depend on, as JSON can hold it. Going on with another one is
             refused.
         resume: go on where another process was interrupted; begin where there is nothing yet.
@@ -288,7 +293,9 @@ def begin_blocks(
     """
     path = Path(path)
     if resume and overwrite:
-        raise ValueError("resume goes on with a store, overwrite begins it anew; give one of them")
+        raise ValueError(
+            "--resume goes on with a store, --overwrite begins it anew; give one of them"
+        )
     _check_blocks(images, block_vx)
     described = {
         "config": dict(config),
@@ -300,7 +307,7 @@ def begin_blocks(
     if path.exists() and not overwrite and not (resume and (folder / "store").exists()):
         if not resume:
             check_free(path)
-        _check_same(path, _plan_of_finished(path), plan)
+        check_same(path, plan_of_finished(path), plan)
         shutil.rmtree(folder, ignore_errors=True)  # where the last step was interrupted
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -323,11 +330,11 @@ def _begin(
         if not resume:
             raise StoreExistsError(
                 f"{path} was begun already and is not whole (what there is lies in {folder}); "
-                "go on with resume, or begin anew with overwrite"
+                "go on with --resume, or begin anew with --overwrite"
             )
         kept = json.loads(stored.read_text())
         check_free(path, overwrite=kept["replaces"])
-        _check_same(path, kept["plan"], plan)
+        check_same(path, kept["plan"], plan)
         store = BlockStore(path, kept["plan"])
         store._lock = lock
         return store
@@ -381,52 +388,6 @@ def _check_blocks(images: Sequence[ImageConfig], block_vx: Int3) -> None:
                     f"odd, on {axis}; give an even multiple of the chunk (or shard), or the volume's "
                     f"{n}"
                 )
-
-
-def _check_same(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    a, b = dict(_leaves(stored)), dict(_leaves(wanted))
-    changed = [
-        f"{name}: {a.get(name)!r} ≠ {b.get(name)!r}"
-        for name in sorted(a.keys() | b.keys())
-        if a.get(name) != b.get(name)
-    ]
-    if changed:
-        raise StoreExistsError(
-            f"{path} was begun with another configuration (its value ≠ yours):\n"
-            + "\n".join(changed)
-            + "\ngo on without these changes, choose another name, or begin anew with overwrite"
-        )
-
-
-def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; short lists, such as sizes, are values."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{name}.{key}".lstrip("."))
-    elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
-        for number, value in enumerate(tree):
-            yield from _leaves(value, f"{name}.{number}")
-    else:
-        yield name, tree
-
-
-def _plan_of_finished(path: Path) -> Mapping[str, Any]:
-    try:
-        plan = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)[ATTRIBUTE]
-        assert isinstance(plan, Mapping)
-    except Exception as error:  # whatever lies there, it is none of ours
-        raise StoreExistsError(
-            f"{path} exists already and was not written block by block, so there is nothing to go on "
-            "with; choose another name, or replace it with overwrite"
-        ) from error
-    return plan
-
-
-def _image_config(described: Mapping[str, Any]) -> ImageConfig:
-    def tuples(value: Any) -> Any:
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    return ImageConfig(**{key: tuples(value) for key, value in described.items()})
 
 
 def _hold(folder: Path, path: Path) -> int:

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,11 @@ from em_data.geometry import Box, Int3, int3
 ABSENT = 2**64 - 1  # offset of an inner chunk that its shard does not hold
 V3_DECODERS = {ZstdCodec: numcodecs.Zstd, BloscCodec: numcodecs.Blosc, GzipCodec: numcodecs.GZip}
 V2_DECODERS = (numcodecs.Zstd, numcodecs.Blosc, numcodecs.GZip, numcodecs.Zlib, numcodecs.LZ4)
+# Their classes look at both buffers through layers of Python: 12 µs, where decoding takes 170.
+FUNCTIONS = {
+    numcodecs.Zstd: numcodecs.zstd.decompress,
+    numcodecs.Blosc: numcodecs.blosc.decompress,
+}
 
 _scratch = threading.local()
 
@@ -83,6 +89,11 @@ class ChunkReader:
     def _chunk_bytes(self) -> int:
         return math.prod(self.chunk_vx) * self.dtype.itemsize
 
+    @cached_property
+    def _decompress(self) -> Callable[[bytes | memoryview, np.ndarray], Any]:
+        assert self.decoder is not None
+        return FUNCTIONS.get(type(self.decoder), self.decoder.decode)
+
     def _decode(self, encoded: bytes | memoryview, path: str) -> np.ndarray:
         """The voxels of one chunk, valid until this thread decodes the next."""
         size = self._chunk_bytes
@@ -101,7 +112,7 @@ class ChunkReader:
         for last in (0x5A, 0xA5):
             buffer[-1] = last
             try:
-                self.decoder.decode(encoded, out=buffer)
+                self._decompress(encoded, buffer)
             except Exception as error:  # each codec has exceptions of its own
                 raise _damaged(path, f"cannot be decoded ({error})") from error
             if buffer[-1] != last:

@@ -54,15 +54,25 @@ def grey_range(volume: Volume) -> GreyRange:
     """
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         boxes = list(pool.map(volume.read, _boxes(volume)))
-    values = [
-        plane[np.isfinite(plane)] for box in boxes for plane in box if plane.min() != plane.max()
-    ]
-    if not values:
+    planes = [box[box.min(axis=(1, 2)) != box.max(axis=(1, 2))] for box in boxes]
+    values = np.concatenate([plane.ravel() for plane in planes])
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    if not len(values):
         return GreyRange(0.0, 1.0)
-    low, high = np.percentile(
-        np.concatenate(values).astype(np.float32), [OUTSIDE_PERCENT, 100 - OUTSIDE_PERCENT]
-    )
-    return GreyRange(float(low), float(high) if high > low else float(low) + 1)
+    low, high = _percentiles(values, [OUTSIDE_PERCENT, 100 - OUTSIDE_PERCENT])
+    return GreyRange(low, high if high > low else low + 1)
+
+
+def _percentiles(values: np.ndarray, percents: list[float]) -> list[float]:
+    if values.dtype.kind not in "iu" or values.itemsize > 2:
+        return np.percentile(values.astype(np.float32), percents).tolist()
+    # Few values are possible: counting them takes a fifth of the time of putting them in order.
+    least = int(np.iinfo(values.dtype).min)
+    ends = np.cumsum(np.bincount(values.astype(np.int64) - least))
+    places = np.array(percents) / 100 * (len(values) - 1)
+    low, high = (np.searchsorted(ends, np.floor(places) + after, side="right") for after in (0, 1))
+    return (low + (high - low) * (places % 1) + least).tolist()
 
 
 def _boxes(volume: Volume) -> list[Box]:

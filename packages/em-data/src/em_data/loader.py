@@ -10,68 +10,36 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from em_data.batch import Batch, sent_ahead
 from em_data.blocks import Block, BlockId, BlockSampler, Turn
 from em_data.buffers import Buffers
 from em_data.crops import cut
 from em_data.errors import VolumeFormatError
-from em_data.geometry import Box, Float3, Int3
+from em_data.geometry import Box, Int3
 from em_data.intensity import GreyRange, grey_range
 from em_data.labels import Labels
 from em_data.places import shifted
+from em_data.readers import Later, readers
 from em_data.remote import SCHEMES
 from em_data.sampler import Key, PlaceSampler, Sample
 from em_data.volume import Volume
+
+__all__ = ["Batch", "Counts", "Loader"]
 
 TYPES = ("uint8", "uint16", "int8", "int16", "float32")
 ATTEMPTS = 16  # draws of a sample, or of a block, until one is not empty
 CROPS_AHEAD = 8
 REMOTE_READERS = 64
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Crops as stored, with all that is needed to make sense of them."""
-
-    raw: Tensor  # (B, Z, Y, X)
-    scale: Tensor  # (B,) float32: raw · scale + shift is in [0, 1], by the volume's own range
-    shift: Tensor  # (B,)
-    voxel_size_nm: list[Float3 | None]
-    origin_nm: Tensor  # (B, 3) float64, centre of the first voxel
-    keys: list[Key]
-    labels: Tensor | None = None  # (B, C, Z, Y, X) as stored; of stacks the target slice, Z = 1
-    valid: Tensor | None = None  # (B, C, Z, Y, X) bool: where there are labels
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch with its voxels on `device`, still as stored."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def image(self) -> Tensor:
-        """The voxels as float32 in [0, 1]: (B, Z, Y, X)."""
-        scale, shift = (one[:, None, None, None] for one in (self.scale, self.shift))
-        return (self.raw.to(torch.float32) * scale + shift).clamp(0, 1)
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            raw=change(self.raw),
-            scale=change(self.scale),
-            shift=change(self.shift),
-            labels=None if self.labels is None else change(self.labels),
-            valid=None if self.valid is None else change(self.valid),
-        )
 
 
 @dataclass
@@ -194,11 +162,11 @@ class Loader:
         if self.device is None:
             return batches
         if self.device.type == "cuda":
-            return _sent_ahead(batches, self.device)
+            return sent_ahead(batches, self.device)
         return (batch.to(self.device) for batch in batches)
 
     def _host_batches(self, start: int, stop: int) -> Iterator[Batch]:
-        with _readers(self.threads) as pool:
+        with readers(self.threads) as pool:
             read = self._crops if isinstance(self.sampler, PlaceSampler) else self._crops_of_blocks
             for crops in read(pool, start, stop):
                 yield self._collate(crops)
@@ -264,7 +232,7 @@ class Loader:
         for attempt in range(ATTEMPTS):
             block = self.sampler.block(block_id, attempt)
             volume = self.volumes[block.volume]
-            voxels = volume.read(block.box, self._blocks.take(block.box.size_vx, volume.dtype))
+            voxels = volume.read(block.box, self._blocks.take_rows(block.box.size_vx, volume.dtype))
             self._count(decoded_bytes=decoded_bytes(volume, block.box))
             # A block is kept as often as its crops are: one place of it, drawn with it, decides.
             at = shifted(Box(block.drawn, (1, 1, 1)), block.box.origin_vx, -1).origin_vx
@@ -405,72 +373,3 @@ def _checked(
 
 def _on_server(volume: Volume) -> bool:
     return any(scheme in volume.source for scheme in SCHEMES)
-
-
-# Reading ahead -----------------------------------------------------------------------------------
-
-
-class Later(Protocol[T]):  # type: ignore[misc]
-    """A result that is there when it is asked for."""
-
-    def result(self) -> T:
-        """The result."""
-
-
-class _InTurn(Executor):
-    """Does the work in the thread that asks, when the result is asked for."""
-
-    def submit(self, work: Callable[..., T], /, *args: Any, **options: Any) -> _Undone[T]:  # type: ignore[override]
-        return _Undone(lambda: work(*args, **options))
-
-
-class _Undone(Generic[T]):
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-
-    @cached_property
-    def _result(self) -> T:
-        return self._work()
-
-    def result(self) -> T:
-        return self._result
-
-
-@contextmanager
-def _readers(threads: int) -> Iterator[Executor]:
-    if threads == 0:
-        yield _InTurn()
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="em-data") as pool:
-        try:
-            yield pool
-        finally:  # the consumer left early, or a read failed
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _sent_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on a CUDA device; the next one travels while one is used."""
-    side = torch.cuda.Stream(device)
-
-    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(side):
-            there = batch.to(device)
-            return there, side.record_event()
-
-    def handed_over(batch: Batch, sent: torch.cuda.Event) -> Batch:
-        user = torch.cuda.current_stream(device)
-        user.wait_event(sent)
-
-        def used(tensor: Tensor) -> Tensor:
-            tensor.record_stream(user)  # its memory is not given away while the user works on it
-            return tensor
-
-        return batch._mapped(used)
-
-    on_its_way: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in batches:
-        before, on_its_way = on_its_way, send(batch)
-        if before is not None:
-            yield handed_over(*before)
-    if on_its_way is not None:
-        yield handed_over(*on_its_way)

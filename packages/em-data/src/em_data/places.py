@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -179,7 +179,7 @@ def _words(boxes: Sequence[Box]) -> str:
 # Drawing -----------------------------------------------------------------------------------------
 
 
-class Places(Protocol):
+class Counted(Protocol):
     """A set of origins in one volume that can be counted, and the k-th of them found."""
 
     @property
@@ -189,8 +189,15 @@ class Places(Protocol):
     def find(self, k: int) -> Int3:
         """The k-th of them."""
 
-    def within(self, box: Box) -> Places:
+
+class Places(Counted, Protocol):
+    """Such a set of which a block can be cut."""
+
+    def within(self, box: Box) -> Counted:
         """Those in a box of origins."""
+
+
+P = TypeVar("P", bound=Counted)
 
 
 @dataclass(frozen=True)
@@ -226,10 +233,10 @@ class Anywhere:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Generic[P]):
     """Kinds of places, each with its share of the samples, in several volumes."""
 
-    kinds: tuple[tuple[Places, ...], ...]  # of each kind, in each volume
+    kinds: tuple[tuple[P, ...], ...]  # of each kind, in each volume
     shares: tuple[float, ...]  # of each kind
     weights: tuple[float, ...] | None = None  # of each volume; None: by the number of places
 
@@ -263,9 +270,10 @@ class Mixture:
         volume = bisect.bisect_right(ends, k)
         return volume, places[volume].find(k - int(ends[volume - 1] if volume else 0))
 
-    def within(self, volume: int, box: Box) -> Mixture:
+    def within(self: Mixture[Places], volume: int, box: Box) -> Mixture[Counted]:
         """The places of one volume in a box of origins, each as likely as before."""
-        kinds, shares = [], []
+        kinds: list[tuple[Counted, ...]] = []
+        shares: list[float] = []
         for places, share, ends in zip(self.kinds, self.shares, self._volume_ends, strict=True):
             own = places[volume]
             part = own.within(box)

@@ -25,7 +25,7 @@ FEW = 0.02  # share of near-duplicates within blocks below which more blocks are
 SEVERAL = 2  # positions per slot that a small budget should keep
 SIDES = (1, 2, 3, 4, 6, 8, 12)  # chunks of a block along each axis
 # Bytes served for every byte decoded: the most that leaves few near-duplicates.
-REUSE = (2.0, 1.5, 1.2, 1.0)
+REUSE = (2.0, 1.5, 1.2, 1.05, 1.0)
 SPENT = 0.95  # of a budget; the rest is for what decoders and allocators take
 CHUNKS_IN_FLIGHT = 64  # that make the way to a server worth while
 LEAST_IN_FLIGHT = 2  # blocks, so that one is read while the next one waits to be used

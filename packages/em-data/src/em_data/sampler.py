@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from em_data.aims import Aim, find_aims
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3
-from em_data.labels import Aim, find_aims
-from em_data.places import Anywhere, Mixture, Region, origins
+from em_data.places import Anywhere, Mixture, Places, Region, origins
 
 # Philox(key=…, counter=…) draws a seed from the system and throws it away, which takes ten times as
 # long as all the rest. Given any seed and then its state, it does not.
@@ -166,7 +166,7 @@ def mix_places(
     weights: Sequence[float] | None = None,
     aims: Sequence[Aim] = (),
     threads: int = 2,
-) -> Mixture:
+) -> Mixture[Places]:
     """What samples are drawn from: the aims with their shares, for the rest any origin in `boxes`.
 
     Weights say how often each volume is drawn, relative to the others; without them every place of

@@ -44,7 +44,8 @@ class ImageConfig:
     classes: tuple[str, ...] = ()
     """Names of the values 0, 1, … of a label image or class map."""
     colours: tuple[Int3, ...] = ()
-    """RGB of each channel or class, 0 to 255; viewers choose where there are none."""
+    """RGB of each channel or class, 0 to 255; viewers choose where there are none. A black class is
+    not shown."""
     pool: Pool = "mean"
     """How voxels become one of the next level: `mean` for images, `mode` or `pick` for labels."""
     chunk_vx: Int3 = CHUNK_VX
@@ -203,9 +204,9 @@ class Image:
     def _image_label(self) -> dict[str, Any]:
         config = self.config
         about: dict[str, Any] = {}
-        if config.colours:  # the first class is what is left over: nothing to see
+        if config.colours:  # black is what is left over: nothing to see
             about["colors"] = [
-                {"label-value": value, "rgba": [*colour, 255 if value else 0]}
+                {"label-value": value, "rgba": [*colour, 255 if any(colour) else 0]}
                 for value, colour in enumerate(config.colours)
             ]
         if config.classes:
@@ -314,4 +315,6 @@ def put_in_place(building: Path, path: Path, *, overwrite: bool) -> None:
 def check_free(path: Path, *, overwrite: bool = False) -> None:
     """Refuse a place that is taken."""
     if path.exists() and not overwrite:
-        raise StoreExistsError(f"{path} exists already; choose another name, or pass overwrite")
+        raise StoreExistsError(
+            f"{path} exists already; choose another name, or replace it with --overwrite"
+        )

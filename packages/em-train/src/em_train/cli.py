@@ -89,7 +89,11 @@ Sbatch = Annotated[
 
 # Which module evaluates, and which predicts, for the runs of a recipe.
 EVALUATIONS = {"dense-ssl": "em_train.dense.evaluate", "segment": "em_train.segment.evaluate"}
-PREDICTORS = {"dense-ssl": "em_train.dense.predict", "segment": "em_train.segment.predict"}
+PREDICTORS = {
+    "dense-ssl": "em_train.dense.predict",
+    "segment": "em_train.segment.predict",
+    "mae": "em_train.mae.predict",
+}
 
 
 @app.command("dense-ssl")
@@ -450,6 +454,14 @@ def evaluate(
     at_nm: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="Voxel size instead of the run's.")
     ] = None,
+    instances: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[between:]CLASS",
+            help="Of a segment run: also judge what hangs together of a class, or between it. May be "
+            "repeated.",
+        ),
+    ] = None,
     border_vx: Annotated[int, typer.Option(help="Pixels at each border left out.")] = 40,
     seed: Annotated[int, typer.Option(help="Of clusterings and probes.")] = 0,
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
@@ -463,7 +475,7 @@ def evaluate(
     """Compare what a run learned with the truth, and, without labels, with what needs no learning.
 
     Codes get the name of the class that most of their pixels have on the slices to fit; they and the
-    probes are scored on others.
+    probes are scored on others. A segmentation is scored with its own thresholds; it fits nothing.
 
     For instance: `emtrain evaluate RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
     --fit-z 0:9 --score-z 12:16`
@@ -475,6 +487,10 @@ def evaluate(
     if score_labels and not score_data:
         raise ValueError("--score-labels belongs to a volume; give it with --score-data")
     module = importlib.import_module(_recipe_of(run, EVALUATIONS))
+    if instances and module.__name__ != EVALUATIONS["segment"]:
+        raise ValueError(
+            f"--instances judges segmentations, and {run} is none; leave it out, or give a segment run"
+        )
     protocol = Protocol(
         fit_z=_range("--fit-z", fit_z),
         score_z=_range("--score-z", score_z),
@@ -490,6 +506,7 @@ def evaluate(
         at_nm=tuple(_numbers("--at-nm", at_nm, float)) if at_nm else None,
         baselines=baselines,
         picture=picture,
+        **({"instances": instances} if instances else {}),
     )
     found.show()
     if json_path:
@@ -503,42 +520,136 @@ def predict(
     data: Annotated[str, typer.Option("--data", metavar="VOLUME", help="What to predict.")],
     out: Annotated[Path, typer.Option("--out", metavar="OUT.zarr", help="OME-Zarr to write.")],
     output: Annotated[
-        str, typer.Option(help="classes, probabilities or embedding (of a dense-ssl run).")
-    ] = "classes",
-    processes: Annotated[int, typer.Option(metavar="N", help="Write with N processes.")] = 0,
-    memory_gib: Annotated[float, typer.Option(help="Memory for blocks, all processes.")] = 2.0,
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="classes (the default), probabilities, both as classes,probabilities, or embedding "
+            "(of dense-ssl; of mae the default).",
+        ),
+    ] = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta", help="Mean over each tile turned and mirrored: eight times the work."
+        ),
+    ] = False,
+    processes: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Write with N processes of one thread, on the GPUs in turn. 0: this one.",
+        ),
+    ] = 0,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local:N|tcp://…",
+            help="Write with the workers of a Dask cluster: N of this machine, or those of a scheduler.",
+        ),
+    ] = None,
+    memory_gib: Annotated[
+        float,
+        typer.Option(
+            help="Memory for blocks beside the network, of all processes; on a cluster of each."
+        ),
+    ] = 2.0,
+    block: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="What is written at once. Default: by the memory."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write what a run says about every voxel of a volume as OME-Zarr, block by block.
 
-    For instance: `emtrain predict runs/first --data raw.zarr --out classes.zarr`
+    No byte depends on blocks, processes or interruptions; what is finished is never done again.
+
+    For instance: `emtrain predict runs/first --data raw.zarr --out classes.zarr --processes 4`
     """
-    import importlib
     import shlex
 
-    module = importlib.import_module(_recipe_of(run, PREDICTORS))
-    done = module.predict(
+    from em_data.geometry import int3
+
+    from em_train import predict as prediction
+
+    module = _recipe_of(run, PREDICTORS)
+    output = output or ("embedding" if module == PREDICTORS["mae"] else "classes")
+    done = prediction.predict(
+        module,
         run,
         _absolute(data),
         out,
-        output=output,
+        outputs=output.split(","),
+        tta=tta,
         processes=processes,
+        dask=dask,
         memory_gib=memory_gib,
+        block_vx=int3(_numbers("--block", block, int)) if block else None,
         resume=resume,
         overwrite=overwrite,
     )
     if not done:
-        again = shlex.join(
-            [
-                *("emtrain", "predict", str(run), "--data", data, "--out", str(out)),
-                *("--output", output, "--resume"),
-            ]
-        )
-        typer.echo(f"saved; go on with: {again}", err=True)
+        again = ["emtrain", "predict", str(run), "--data", data, "--out", str(out)]
+        again += ["--output", output, *["--tta"] * tta, "--memory-gib", f"{memory_gib:g}"]
+        again += ["--dask", dask] if dask else ["--processes", str(processes)]
+        typer.echo(f"saved; go on with: {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(75)
-    typer.echo(f"look at {out}")
+    typer.echo(f"look at it with: {shlex.join(['emtrain', 'view', data, str(out)])}")
+
+
+@app.command()
+def view(
+    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="What lies below.")],
+    predictions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PREDICTION...]",
+            help="Volumes on top; labels: before one says that its values are names.",
+        ),
+    ] = None,
+    position: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="Voxel of VOLUME to look at. Default: the middle."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(metavar="4panel|xy|xz|yz|3d|xy-3d", help="What to see.")
+    ] = "4panel",
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Listen at N and N + 1, as a tunnel needs it. 0: any that are free."
+        ),
+    ] = 0,
+    screenshot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Write a picture, with Chromium and no window, and leave."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Look at volumes and predictions in Neuroglancer, until Ctrl-C.
+
+    Anything that emtrain reads, however large: voxels are read when they are looked at.
+
+    For instance: `emtrain view raw.zarr classes.zarr --screenshot look.png`
+    """
+    from em_data.geometry import int3
+
+    from em_train import view as viewing
+
+    with viewing.opened(
+        [volume, *(predictions or [])],
+        position_vx=int3(_numbers("--position", position, int)) if position else None,
+        layout=layout,
+        port=port,
+    ) as viewer:
+        if screenshot:
+            viewing.save_screenshot(viewer, screenshot)
+            typer.echo(f"look at {screenshot}")
+        else:
+            viewing.show(viewer)
 
 
 @app.command()
@@ -820,7 +931,8 @@ def _range(option: str, text: str | None) -> tuple[int, int] | None:
 
 def _absolute(address: str) -> str:
     """The address of a volume that stays right when the run is resumed from another folder."""
-    return str(Path(address).absolute()) if Path(address).exists() else address
+    path, separator, dataset = address.partition("::")  # of HDF5
+    return f"{Path(path).absolute()}{separator}{dataset}" if Path(path).exists() else address
 
 
 def _absolute_labels(option: str) -> str:

@@ -74,6 +74,8 @@ class BlockWriter:
 
     def write(self, key: BlockKey) -> None:
         """Compute and write one block."""
+        if self.store.is_done(key):  # by a worker that died before it could say so
+            return
         if key.level:
             self.store.coarsen(key)
         else:
@@ -105,7 +107,7 @@ def write_blocks(
     Args:
         job: how blocks are made.
         store: what is written, just begun or gone on with.
-        processes: how many are started to write; with 0 this one writes.
+        processes: how many are started to write, on the GPUs in turn; with 0 this one writes.
         dask: `local:N` for N Dask workers, or the address of a Dask scheduler, instead.
         what: is shown beside the progress.
     """
@@ -242,10 +244,17 @@ class Processes:
         """Give every free worker a block; those that died are replaced while there is work."""
         busy = sum(worker.key is not None for worker in self._workers)
         while len(self._workers) < min(self._count, len(waiting) + busy):
-            self._workers.append(_Worker(self._job))
+            self._workers.append(_Worker(self._job, self._gpu()))
         for worker in self._workers:
             if worker.ready and worker.key is None and waiting:
                 worker.begin(waiting.popleft())
+
+    def _gpu(self) -> int:
+        """The number of the GPU that the fewest workers use; 0 where there is none."""
+        torch = sys.modules.get("torch")  # toys and tests do without
+        used = Counter(worker.gpu for worker in self._workers)
+        gpus = torch.cuda.device_count() if torch else 0
+        return min(range(max(1, gpus)), key=lambda gpu: used[gpu])
 
     def _busy(self) -> bool:
         return any(worker.key is not None for worker in self._workers)
@@ -265,11 +274,13 @@ class Processes:
 class _Worker:
     """A process that writes the blocks that it is told, and says so."""
 
-    def __init__(self, job: BlockJob) -> None:
+    def __init__(self, job: BlockJob, gpu: int) -> None:
         told, tell = os.pipe()
         self.hears, said = os.pipe()
         self._tell = os.fdopen(tell, "wb", buffering=0)
+        self.gpu = gpu
         environment = os.environ | dict.fromkeys(THREADS, str(job.threads))
+        environment["LOCAL_RANK"] = str(gpu)  # as `engine.device` reads it
         command = [
             sys.executable,
             "-m",

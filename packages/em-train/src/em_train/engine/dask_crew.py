@@ -35,8 +35,23 @@ from em_train.engine.stop import StopRequest
 from em_train.errors import BlockFailedError
 
 LOCAL = "local:"
+SCHEMES = ("tcp", "tls", "ucx", "ws", "wss")  # that Dask listens at
 
 _one_at_a_time = threading.Lock()  # in a worker: memory is planned for one block
+
+
+def workers_at(address: str) -> int | None:
+    """How many workers `local:N` asks for; None for a cluster, where they come and go.
+
+    What is missing or wrong is found here, before anything is begun.
+    """
+    _import_distributed()
+    scheme, _, rest = address.partition(":")
+    if address.startswith(LOCAL) and rest.isdecimal() and int(rest) > 0:
+        return int(rest)
+    if scheme in SCHEMES and rest.startswith("//"):
+        return None
+    raise ValueError(f"--dask is {address!r}; wanted local:N with N ≥ 1, or tcp://host:port")
 
 
 class DaskCrew:
@@ -47,8 +62,9 @@ class DaskCrew:
         self._job, self._distributed = job, distributed
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with ExitStack() as opened:
-            if address.startswith(LOCAL):
-                address = opened.enter_context(_local_cluster(distributed, address))
+            workers = workers_at(address)
+            if workers:
+                address = opened.enter_context(_local_cluster(distributed, workers))
             self._client = opened.enter_context(distributed.Client(address, set_as_default=False))
             self._opened = opened.pop_all()
 
@@ -142,10 +158,7 @@ def _import_distributed() -> Any:
 
 
 @contextmanager
-def _local_cluster(distributed: Any, address: str) -> Iterator[str]:
-    count = address.removeprefix(LOCAL)
-    if not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"--dask is {address!r}; wanted local:N with N ≥ 1, or tcp://host:port")
+def _local_cluster(distributed: Any, count: int) -> Iterator[str]:
     import dask
 
     settings = {
@@ -158,7 +171,7 @@ def _local_cluster(distributed: Any, address: str) -> Iterator[str]:
     with (
         dask.config.set(settings),
         distributed.LocalCluster(
-            n_workers=int(count),
+            n_workers=count,
             threads_per_worker=1,
             processes=True,
             dashboard_address=None,

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MENDABLE = (OSError, ValueError, ImportError, FloatingPointError)  # by the person who reads it
+# By the person who reads it.
+MENDABLE = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch elastic reads why a worker failed
 

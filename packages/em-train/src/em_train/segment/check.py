@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,14 +191,21 @@ def examine(
     config: LossConfig,
     device: torch.device,
     precision: Precision,
+    *,
+    seen: Callable[[Window, np.ndarray], None] | None = None,
 ) -> tuple[list[ClassScore], Case, Case]:
-    """Scores of all windows, and the worst and the best square."""
+    """Scores of all windows, and the worst and the best square.
+
+    `seen` is shown every window with what was found in it, (C, Y, X) bool.
+    """
     levels = np.array([threshold_level(t) for t in thresholds])[:, None, None]
     cases: list[Case] = []
 
     def gather() -> Iterator[Judged]:
         for window, one in judged(model, windows, config, device, precision):
             found = one.probability >= levels
+            if seen is not None:
+                seen(window, found)
             raw = np.rint(window.grey.unit(window.volume.read(window.box))[0] * 255).astype(
                 np.uint8
             )

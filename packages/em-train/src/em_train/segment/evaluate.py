@@ -5,12 +5,13 @@ The thresholds are those that the run chose on its own held-out slices, stored i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from em_data import Box, Region, Split, grey_range, open_volume
+import numpy as np
+from em_data import Box, Labels, Region, Split, grey_range, open_volume
 from em_data.places import intersect
 from rich import box
 from rich.console import Console
@@ -18,10 +19,25 @@ from rich.table import Table
 
 from em_train.engine.progress import say
 from em_train.evaluate import Protocol
-from em_train.segment.check import choose_windows, examine, save_case
-from em_train.segment.labels import open_labels
+from em_train.segment.check import Window, choose_windows, examine, save_case
+from em_train.segment.instances import (
+    InstanceScore,
+    Overlaps,
+    Wanted,
+    divide,
+    judge_instances,
+    overlaps,
+)
+from em_train.segment.labels import Classes, open_labels
 from em_train.segment.metrics import SCORES, ClassScore
 from em_train.segment.tiles import open_run
+
+INSTANCE_SCORES = {
+    "voi_split": "VOI, cut (bits)",
+    "voi_merge": "VOI, joined (bits)",
+    "rand_error": "adapted Rand error",
+    "instances": "true instances",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +45,17 @@ class Evaluation:
     """Scores of every class and the protocol."""
 
     classes: tuple[ClassScore, ...]
+    instances: Mapping[str, InstanceScore]
+    """Of what was asked for with `--instances`."""
     protocol: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` writes."""
-        return {"protocol": self.protocol, "classes": [one.as_json() for one in self.classes]}
+        return {
+            "protocol": self.protocol,
+            "classes": [one.as_json() for one in self.classes],
+            "instances": [{"of": text} | asdict(one) for text, one in self.instances.items()],
+        }
 
     def show(self) -> None:
         """Print the scores with their intervals, and the Dice of every slice."""
@@ -58,6 +80,17 @@ class Evaluation:
                 f"dice, {where}", *(f"{one.slices[where]['dice']:.3f}" for one in self.classes)
             )
         Console(soft_wrap=True).print(table)
+        if self.instances:
+            table = Table(box=box.SIMPLE_HEAD)
+            table.add_column("instances within slices")
+            for text in self.instances:
+                table.add_column(text, justify="right")
+            for key, name in INSTANCE_SCORES.items():
+                values = [getattr(one, key) for one in self.instances.values()]
+                table.add_row(
+                    name, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
+                )
+            Console(soft_wrap=True).print(table)
 
 
 def evaluate(
@@ -69,6 +102,7 @@ def evaluate(
     at_nm: tuple[float, float, float] | None = None,
     baselines: bool = True,
     picture: Path | None = None,
+    instances: Sequence[str] = (),
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
 
@@ -81,6 +115,7 @@ def evaluate(
         at_nm: voxel size instead of that of the run.
         baselines: there are none here.
         picture: where to save the worst square; the best is saved beside it.
+        instances: names of classes whose instances are judged, or between: and a name, see `divide`.
     """
     if score is not None or protocol.fit_z is not None:
         raise ValueError(
@@ -102,6 +137,9 @@ def evaluate(
             f"{run} knows {', '.join(stored.names)}, the labels are {', '.join(classes.names)}; "
             "give the same classes in the same order, as NAME=ADDRESS"
         )
+    dividing = {
+        text: Dividing(Wanted.of(text, classes.names), labels, classes) for text in instances
+    }
     everything = labels.covered
     if protocol.score_z is not None:
         first, end = protocol.score_z
@@ -118,11 +156,17 @@ def evaluate(
     windows = choose_windows(
         [volume], [grey_range(volume)], [labels], classes, split, protocol.slices
     )
+    check_scored(windows, classes)
     trained = set(data.volumes) & {fit[0], str(Path(fit[0]).absolute())}
     if trained and protocol.score_z is None:
         say(
             f"{fit[0]} was trained on: scores of all its slices flatter; choose some with --score-z"
         )
+
+    def look(window: Window, found: np.ndarray) -> None:
+        for one in dividing.values():
+            one.add(window, found)
+
     result, worst, best = examine(
         stored.network,
         windows,
@@ -131,6 +175,7 @@ def evaluate(
         stored.loss,
         stored.device,
         stored.precision,
+        seen=look,
     )
     if picture:
         save_case(worst, picture)
@@ -140,4 +185,41 @@ def evaluate(
         "labels": list(fit[1] or data.labels),
         "slices": [window.where for window in windows],
     }
-    return Evaluation(classes=tuple(result), protocol=described)
+    judged = {text: judge_instances(one.overlaps) for text, one in dividing.items()}
+    return Evaluation(classes=tuple(result), instances=judged, protocol=described)
+
+
+class Dividing:
+    """Gathers what the instances of a class, or those between it, have in common with the true ones."""
+
+    def __init__(self, wanted: Wanted, labels: Labels, classes: Classes) -> None:
+        self.wanted, self.labels, self.classes = wanted, labels, classes
+        self.overlaps: list[Overlaps] = []
+
+    def add(self, window: Window, found: np.ndarray) -> None:
+        """Take a slice, and what was found in it: (C, Y, X) bool."""
+        channel = self.wanted.channel
+        stored = self.labels.read(window.box)[0 if self.classes.values else channel, 0]
+        true, known = (one[channel, 0].numpy() for one in (window.truth, window.known))
+        labels = np.where(true, stored, 0)
+        pair = divide(found[channel], labels, known, between=self.wanted.between)
+        self.overlaps.append(overlaps(*pair))
+
+
+def check_scored(windows: Sequence[Window], classes: Classes) -> None:
+    """Say which classes are not there to be found, and refuse slices that have none at all."""
+    where = ", ".join(window.where for window in windows)
+    missing = [
+        name
+        for c, name in enumerate(classes.names)
+        if not any(window.truth[c].any() for window in windows)
+    ]
+    if len(missing) == len(classes.names):
+        raise ValueError(
+            f"no voxel of class {' or '.join(map(repr, missing))} in the scored slices ({where}); score "
+            "others with --score-z"
+        )
+    for name in missing:
+        say(
+            f"class {name!r} has no voxel in the scored slices ({where}): only what is invented counts"
+        )

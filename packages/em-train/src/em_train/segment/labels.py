@@ -122,14 +122,16 @@ def open_labels(
                 f"have a volume each; {volume.source} is given both: {', '.join(options)}"
             )
         wanted = {"classes": next(iter(addresses.values()))} if by_value else addresses
-        opened.append(place_labels(volume, _open(volume, wanted, at_nm)))
+        opened.append(place_labels(volume, _open(volume, wanted, at_nm), ignore=ignore))
     return opened, Classes(names=names, values=tuple(by_value), ignore=ignore, exclusive=exclusive)
 
 
 def balance(classes: Classes, share: float) -> dict[str, float]:
     """The same part of `share` for every class, as samplers take it."""
-    keys = map(str, classes.values) if classes.values else iter(classes.names)
-    return {key: share / len(classes.names) for key in keys}
+    keys = list(classes.names)
+    if classes.values:
+        keys = [f"{name}@{value}" for name, value in zip(keys, classes.values, strict=True)]
+    return {key: share / len(keys) for key in keys}
 
 
 def labelled(boxes: Sequence[Box]) -> list[Box]:

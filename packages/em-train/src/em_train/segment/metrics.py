@@ -259,59 +259,6 @@ def threshold_level(threshold: float) -> int:
     return int(np.ceil(round(threshold * (LEVELS - 1), 6)))
 
 
-# Instances ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstanceScore:
-    """How two divisions into instances agree; where the truth has no instance (0) nothing counts."""
-
-    voi_split: float
-    """H(predicted | true) in bits: true instances that were cut."""
-    voi_merge: float
-    """H(true | predicted) in bits: true instances that were joined."""
-    rand_error: float
-    """1 − harmonic mean of the two below (adapted Rand error, Arganda-Carreras et al. 2015)."""
-    rand_precision: float
-    rand_recall: float
-
-
-def judge_instances(predicted: np.ndarray, truth: np.ndarray) -> InstanceScore:
-    """Variation of information and adapted Rand error of integer labels of one shape."""
-    if predicted.shape != truth.shape:
-        raise ValueError(
-            f"instances have shapes {predicted.shape} and {truth.shape}; wanted the same"
-        )
-    known = truth != 0
-    if not known.any():
-        raise ValueError("the truth has no instance; nothing can be judged")
-    _, first = np.unique(predicted[known], return_inverse=True)
-    _, second = np.unique(truth[known], return_inverse=True)
-    pairs, counts = np.unique(first * (int(second.max()) + 1) + second, return_counts=True)
-    n = counts.sum()
-    rows, columns = np.divmod(pairs, int(second.max()) + 1)
-    by_predicted = np.bincount(rows, counts)  # (instances,)
-    by_true = np.bincount(columns, counts)
-    joint, of_predicted, of_true = (_entropy_bits(c / n) for c in (counts, by_predicted, by_true))
-    same, in_predicted, in_true = (
-        float((c.astype(np.float64) * (c - 1)).sum()) for c in (counts, by_predicted, by_true)
-    )  # pairs of voxels in one instance
-    precision = same / in_predicted if in_predicted else 1.0
-    recall = same / in_true if in_true else 1.0
-    both = precision + recall
-    return InstanceScore(
-        voi_split=joint - of_true,
-        voi_merge=joint - of_predicted,
-        rand_error=1 - (2 * precision * recall / both if both else 0.0),
-        rand_precision=precision,
-        rand_recall=recall,
-    )
-
-
-def _entropy_bits(shares: np.ndarray) -> float:
-    return float(-(shares * np.log2(shares)).sum())
-
-
 def _part(axis: int, *parts: slice) -> tuple[slice, ...]:
     """An index of consecutive axes, from `axis` on, of (C, Y, X)."""
     index = [slice(None)] * 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,8 @@ from em_train.engine.run_folder import stored_config
 from em_train.segment.data import DataConfig
 from em_train.segment.loss import LossConfig
 
-TILE_VX = 512  # side of tiles; the halo around them is computed in vain
+TILE_VX = 512  # side of tiles, at most; the halo around them is computed in vain
+HALOS = 6  # in a side, about: then the network is given 1.8 times what it is asked for
 DEPTH_VX = 16  # slices of the tiles of a 3D model
 
 
@@ -76,6 +79,17 @@ def grid_of(model: nn.Module, tile_vx: int = TILE_VX, depth_vx: int = DEPTH_VX) 
         -(-n // s) * s for n, s in zip((depth_vx, tile_vx, tile_vx), config.stride, strict=True)
     )
     return TileGrid(tile_vx=(z, y, x), halo_vx=config.halo, stride_vx=config.stride)
+
+
+def tile_side(model: nn.Module, shape: Sequence[int]) -> int:
+    """The side of the tiles of a volume (z, y, x), which depends on nothing else.
+
+    A power of two, so that blocks of chunks hold whole tiles; larger for networks that look further.
+    """
+    config: Any = model.config
+    halo = config.halo if isinstance(model, UNet) else max(config.halo)
+    side = 1 << max(7, math.ceil(math.log2(max(1, HALOS * halo))))
+    return min(side, TILE_VX, max(shape[1:]))
 
 
 def tile_model(
