@@ -159,7 +159,9 @@ LAYOUTS = {
         strides=(2, 1, 1, 2, 1, 1, 1),
         dilations=(1, 1, 1, 1, 1, 2, 4),
     ),
-    "rf81": DenseEncoderConfig(pools=(3, 7, 11)),  # the patch of rf41, and the texture around it
+    # The patch of rf41, and the texture around it.
+    "rf65": DenseEncoderConfig(pools=(7,)),
+    "rf81": DenseEncoderConfig(pools=(3, 7, 11)),
     # The first layer at full resolution, where membranes are a few pixels wide.
     "rf41-fine": DenseEncoderConfig(strides=(1, 2, 1, 2, 1, 1), dilations=(1, 2, 1, 1, 1, 2)),
 }

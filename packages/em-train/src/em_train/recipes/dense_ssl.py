@@ -89,7 +89,7 @@ class ModelConfig:
 
     kind: Literal["dense", "timm"] = "dense"
     """dense: the encoder of model.encoder. timm: a backbone of timm with a decoder, of model.timm."""
-    encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf81"))
+    encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf65"))
     timm: TimmEncoderConfig = field(
         default_factory=lambda: TimmEncoderConfig(backbone="convnext_atto", max_stride=4)
     )
