@@ -64,7 +64,7 @@ def test_packages_keep_to_themselves(repository, package):
 def test_recipes_do_not_know_each_other_and_parts_do_not_know_recipes(repository):
     source = repository / "packages" / "em-train" / "src" / "em_train"
     for path in source.rglob("*.py"):
-        if path.name == "cli.py":
+        if path.parent.name == "commands":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []

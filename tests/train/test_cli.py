@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from em_data import open_volume
-from em_train import cli
+from em_train.commands import judge, options
 
 RUN = [
     *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
@@ -152,11 +152,14 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
 def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "mae"}')
     with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
-        cli._recipe_of(tmp_path, cli.EVALUATIONS)
-    assert cli._range("--fit-z", "3:12") == (3, 12) and cli._range("--fit-z", None) is None
+        options.recipe_of(tmp_path, judge.EVALUATIONS)
+    assert (
+        options.parse_range("--fit-z", "3:12") == (3, 12)
+        and options.parse_range("--fit-z", None) is None
+    )
     for wrong in ("3", "3:", "a:b", "-1:4"):
         with pytest.raises(ValueError, match="--fit-z is .* wanted a range FIRST:END"):
-            cli._range("--fit-z", wrong)
+            options.parse_range("--fit-z", wrong)
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):

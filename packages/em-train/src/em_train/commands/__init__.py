@@ -1,0 +1,1 @@
+"""The commands of `emtrain`: to learn, to judge what was learned, and to use it."""

@@ -1,0 +1,248 @@
+"""Commands that judge what was learned: probe, shortcut, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from em_train.commands.options import (
+    Debug,
+    Json,
+    app,
+    parse_numbers,
+    parse_range,
+    recipe_of,
+)
+
+PANEL = "Judge what was learned"
+
+# Which module evaluates the runs of a recipe.
+EVALUATIONS = {"dense-ssl": "em_train.dense.evaluate", "segment": "em_train.segment.evaluate"}
+
+
+@app.command(rich_help_panel=PANEL)
+def probe(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a mae or dense-ssl run.")],
+    data: Annotated[str, typer.Option("--data", metavar="VOLUME", help="Raw volume with labels.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            metavar="VOLUME",
+            help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
+            "Default: labels/classes of the volume.",
+        ),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", metavar="RUN", help="Another run, at the same patches."),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(metavar="N[,N…]", help="Layers of the encoder; -1 is the last.")
+    ] = "-1",
+    label: Annotated[
+        str,
+        typer.Option(
+            metavar="majority|SHARE",
+            help="A patch has the class of most of its voxels, or every class of so large a share.",
+        ),
+    ] = "majority",
+    fit_z: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Slices that the readouts are fitted on.")
+    ] = None,
+    score_z: Annotated[str | None, typer.Option(metavar="A:B", help="Slices to score.")] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="Patches for a dense-ssl run. Default: 1,8,8."),
+    ] = None,
+    window_vx: Annotated[int, typer.Option(help="Side of the part of the slices.")] = 512,
+    seeds: Annotated[int, typer.Option(metavar="N", help="How often it is repeated.")] = 3,
+    baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
+    json_path: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Measure what labels can be read from the frozen features of a run, and from what is simpler.
+
+    Planes and small perceptrons are fitted on patches of some slices and scored on others: of the
+    run, of the same encoder untrained, raw voxels, a filter bank, the position alone, other runs.
+
+    For instance: `emtrain probe RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
+    --fit-z 0:9 --score-z 12:16`
+    """
+    from em_train import patch_probe
+
+    config = patch_probe.ProbeConfig(
+        fit_z=parse_range("--fit-z", fit_z),
+        score_z=parse_range("--score-z", score_z),
+        patch_vx=tuple(parse_numbers("--patch", patch, int)) if patch else None,
+        layers=tuple(int(layer) for layer in layers.split(",")),
+        label=label,
+        window_vx=window_vx,
+        seeds=seeds,
+    )
+    recipe_of(run, {"mae": "", "dense-ssl": ""})
+    found = patch_probe.probe(
+        run, data, labels or [], config, beside=beside or (), baselines=baselines
+    )
+    patch_probe.print_probing(found)
+    if json_path:
+        json_path.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+
+
+@app.command(rich_help_panel=PANEL)
+def shortcut(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a dense-ssl run.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="VOLUME", help="Default: the first volume of the run."),
+    ] = None,
+    audit_steps: Annotated[
+        int, typer.Option(metavar="N", help="Steps of the shuffle audit; 0 leaves it out.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Other crops.")] = 0,
+    json_path: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Prove that classes depend on content, or show what else they depend on.
+
+    Position in the crop, brightness alone, a single class: each has a figure and a bound. The audit
+    trains afresh with context from unrelated places, where an honest encoder can predict nothing.
+    Writes `proof.json` and `images/shortcut.png` into the run folder. Exit code 1 if a gate is missed.
+
+    For instance: `emtrain shortcut runs/first --data other.zarr`
+    """
+    from em_train import config as configuration
+    from em_train.dense.prove import prove_stored_run
+    from em_train.dense.report import print_proof
+    from em_train.engine.run_folder import stored_config
+    from em_train.recipes import dense_ssl as recipe
+
+    recipe_of(run, {"dense-ssl": "em_train.dense.prove"})
+    config = configuration.resolve(recipe.Config, [stored_config(run, "dense-ssl")])
+    proof = prove_stored_run(
+        run, config, recipe.run, address=data, audit_steps=audit_steps, seed=seed
+    )
+    if proof is None:
+        raise typer.Exit(75)  # a signal asked to stop
+    print_proof(proof)
+    if json_path:
+        json_path.write_text(json.dumps(proof.as_json(), indent=2) + "\n")
+    typer.echo(f"look at {run / 'images' / 'shortcut.png'}")
+    if proof.passed is False:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=PANEL)
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[str, typer.Option("--data", metavar="VOLUME", help="Raw volume with labels.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            metavar="VOLUME",
+            help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
+            "Default: labels/classes of the volume.",
+        ),
+    ] = None,
+    fit_z: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", help="Slices that give codes their names and train probes."),
+    ] = None,
+    score_z: Annotated[str | None, typer.Option(metavar="A:B", help="Slices to score.")] = None,
+    score_data: Annotated[
+        str | None, typer.Option(metavar="VOLUME", help="Score on another volume.")
+    ] = None,
+    score_labels: Annotated[
+        list[str] | None, typer.Option(metavar="VOLUME", help="Its labels, as --labels.")
+    ] = None,
+    at_nm: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="Voxel size instead of the run's.")
+    ] = None,
+    instances: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[between:]CLASS",
+            help="Of a segment run: also judge what hangs together of a class, or between it. May be "
+            "repeated.",
+        ),
+    ] = None,
+    border_vx: Annotated[int, typer.Option(help="Pixels at each border left out.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of clusterings and probes.")] = 0,
+    baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Default: images/evaluation.png of the run."),
+    ] = None,
+    json_path: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Compare what a run learned with the truth, and, without labels, with what needs no learning.
+
+    Codes get the name of the class that most of their pixels have on the slices to fit; they and the
+    probes are scored on others. A segmentation is scored with its own thresholds; it fits nothing.
+
+    For instance: `emtrain evaluate RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
+    --fit-z 0:9 --score-z 12:16`
+    """
+    import importlib
+
+    from em_train.evaluate import Protocol
+
+    if score_labels and not score_data:
+        raise ValueError("--score-labels belongs to a volume; give it with --score-data")
+    module = importlib.import_module(recipe_of(run, EVALUATIONS))
+    if instances and module.__name__ != EVALUATIONS["segment"]:
+        raise ValueError(
+            f"--instances judges segmentations, and {run} is none; leave it out, or give a segment run"
+        )
+    protocol = Protocol(
+        fit_z=parse_range("--fit-z", fit_z),
+        score_z=parse_range("--score-z", score_z),
+        border_vx=border_vx,
+        seed=seed,
+    )
+    picture = picture or run / "images" / "evaluation.png"
+    found = module.evaluate(
+        run,
+        (data, labels or []),
+        (score_data, score_labels or []) if score_data else None,
+        protocol,
+        at_nm=tuple(parse_numbers("--at-nm", at_nm, float)) if at_nm else None,
+        baselines=baselines,
+        picture=picture,
+        **({"instances": instances} if instances else {}),
+    )
+    found.show()
+    if json_path:
+        json_path.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+    typer.echo(f"look at {picture}")
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Where to write. Default: RUN/report.html, or comparison.html for several runs.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one HTML file about runs: curves in the same axes, pictures, what their settings differ in.
+
+    Runs may be finished, broken off or still going on.
+
+    For instance: `emtrain report runs/a runs/b --out comparison.html`
+    """
+    from em_train.report import render
+
+    path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
+    render(runs, path)
+    typer.echo(f"look at {path}")

@@ -1,0 +1,163 @@
+"""The command line itself: options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from em_train.config import Layer
+
+app = typer.Typer(
+    name="emtrain",
+    help="Learn from electron-microscopy volumes: first without labels, then with few.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+RECIPES = {"dense-ssl": "dense_ssl", "segment": "segment", "mae": "mae"}  # command: module
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="PATH", help="Also write the figures there as JSON."),
+]
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A .toml file, or the config.json of a run."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. optim.lr=3e-4."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
+]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="List every key, its value and meaning, and leave.")
+]
+Channel = Annotated[
+    str | None,
+    typer.Option(metavar="N|NAME", help="Which channel, where the volume has several."),
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        metavar="N|auto",
+        help="Start a process per GPU, again when one dies. 0: the CPU. Default: this process.",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", metavar="N", help="Start N processes on the CPU instead."),
+]
+Init = Annotated[
+    str | None,
+    typer.Option("--init", metavar="RUN", help="Start from the weights of another run."),
+]
+Slurm = Annotated[
+    Literal["print", "submit"] | None,
+    typer.Option("--slurm", help="Print or submit an sbatch script instead of running here."),
+]
+Sbatch = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sbatch",
+        metavar="OPTION",
+        help="Option of sbatch for --slurm, e.g. --nodes=2. May be repeated.",
+    ),
+]
+
+
+def layers_of(
+    command: str, preset: str | None, file: Path | None, assignments: list[str] | None
+) -> list[Layer]:
+    """The layers of a configuration, weakest first."""
+    from em_train import config as configuration
+
+    layers = []
+    if preset:
+        layers.append(configuration.preset_layer(preset, command))
+    if file:
+        layers.append(configuration.file_layer(file, command))
+    if assignments:
+        layers.append(configuration.set_layer(assignments))
+    return layers
+
+
+def recipe_of(run: Path, modules: dict[str, str]) -> str:
+    """The module that does something for the recipe of a run."""
+    path = run / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run} holds no run: there is no config.json; give a run folder")
+    recipe = str(json.loads(path.read_text()).get("command"))
+    if recipe not in modules:
+        raise ValueError(f"{run} is a run of {recipe}; this works for {', '.join(modules)}")
+    return modules[recipe]
+
+
+def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
+    """A half-open range such as 880:900."""
+    if text is None:
+        return None
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdigit() and end.isdigit()):
+        raise ValueError(f"{option} is {text!r}; wanted a range FIRST:END such as 12:16")
+    return int(first), int(end)
+
+
+def absolute(address: str) -> str:
+    """The address of a volume that stays right when the run is resumed from another folder."""
+    path, separator, dataset = address.partition("::")  # of HDF5
+    return f"{Path(path).absolute()}{separator}{dataset}" if Path(path).exists() else address
+
+
+def absolute_labels(option: str) -> str:
+    """The same for NAME=ADDRESS@VALUE."""
+    from em_train.segment.labels import parse
+
+    name, address, value = parse(option)
+    return f"{name}={absolute(address)}" + ("" if value is None else f"@{value}")
+
+
+def parse_channel(text: str | None) -> int | str | None:
+    """A channel by its number or its name."""
+    return int(text) if text and text.isdecimal() else text
+
+
+def parse_numbers(option: str, text: str, kind: type) -> list[Any]:
+    """Three numbers along z, y, x, such as 64,384,384."""
+    try:
+        values = [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 3:
+        raise ValueError(f"{option} is {text!r}; wanted three numbers z,y,x such as 64,384,384")
+    return values
+
+
+def print_config(resolved: Any) -> None:
+    """Every key with its value and meaning, those that were changed in bold."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from em_train import config as configuration
+
+    values = configuration.flat(resolved)
+    table = Table("key", "value", "meaning", box=box.SIMPLE_HEAD)
+    for key in configuration.keys(type(resolved)):
+        value, default = values[key.name], key.default
+        shown = Text(str(value), style="" if value == default else "bold")
+        if value != default:
+            shown.append(f" (default {default})", style="not bold")
+        table.add_row(Text(key.name, style="cyan"), shown, Text(key.meaning))
+    Console().print(table)
