@@ -16,7 +16,8 @@ import torch
 from em_data import Box, StoreExistsError, grey_range, new_store, open_volume
 from em_models import Vit3d, Vit3dConfig
 from em_train import predict as prediction
-from em_train.cli import PREDICTORS, app
+from em_train.cli import app
+from em_train.commands.use import PREDICTORS
 from em_train.config import Layer, resolve
 from em_train.engine import crew
 from em_train.engine.run_folder import new_run

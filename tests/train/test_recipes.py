@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from em_train.cli import RECIPES
+from em_train.commands.options import RECIPES
 from em_train.config import Layer, resolve
 from em_train.engine import checkpoint
 from em_train.engine.run_folder import new_run, resumed_run
