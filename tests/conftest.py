@@ -1,6 +1,7 @@
 """What several test files share: the real volumes, where they are at hand."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,9 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real EM volumes at {folder}; name their folder with EM_REAL_DATA")
     return folder
+
+
+def pytest_configure() -> None:
+    """Let signals arrive: a shell that starts this in the background, or nohup, has them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
