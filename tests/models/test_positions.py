@@ -40,20 +40,33 @@ def test_learned_positions_are_linear_between_entries_and_constant_beyond():
 
 def test_rotary_attention_depends_on_distances_alone():
     torch.manual_seed(0)
-    q, k = torch.randn(2, 1, 1, 7, 20, dtype=torch.float64).unbind(0)
+    qkv = torch.randn(1, 7, 3, 2, 20, dtype=torch.float64)
     places = torch.rand(7, 3) * 9
     scores = []
     for shift in (torch.zeros(3), torch.tensor([3.0, 11.0, 0.5])):
-        turn = rotary(places + shift, 20)
-        scores.append(turned(q, turn) @ turned(k, turn).mT)
+        q, k, v = turned(qkv, rotary(places + shift, 20))
+        scores.append(q @ k.mT)
+        assert torch.equal(v, qkv[:, :, 2].transpose(1, 2))
     torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-5)
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4)
     assert not torch.allclose(scores[0], q @ k.mT)
-    cosine, sine = rotary(places, 20, registers=2)
-    assert (cosine[:2] == 1).all() and not sine[:2].any() and cosine.shape == (9, 10)
+    turn = rotary(places, 20, registers=2)
+    assert (turn[:2] == 1).all() and turn.shape == (9, 10)
 
 
-def test_the_way_back_of_a_turn():
-    turn = tuple(one.double() for one in rotary(torch.rand(5, 3) * 9, 12))
-    x = torch.randn(2, 3, 5, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: turned(x, turn), (x,))
-    assert torch.autograd.gradcheck(lambda x: turned(x.transpose(0, 1), turn), (x,))
+@pytest.mark.parametrize("samples", [None, 2])
+def test_the_way_back_of_a_turn(samples):
+    places = torch.rand(5, 3) * 9
+    turn = rotary(places, 12).to(torch.complex128)
+    if samples:
+        turn = torch.stack([turn, turn.roll(1, 0)])
+    qkv = torch.randn(2, 5, 3, 2, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: turned(x, turn), (qkv,))
+    swapped = qkv.detach().transpose(1, 3).contiguous().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: turned(x.transpose(1, 3), turn), (swapped,))
+
+
+def test_sixteen_bits_are_turned_like_thirty_two():
+    qkv, turn = torch.randn(2, 5, 3, 2, 12).bfloat16(), rotary(torch.rand(5, 3) * 9, 12)
+    for found, wanted in zip(turned(qkv, turn), turned(qkv.float(), turn), strict=True):
+        assert torch.equal(found, wanted.bfloat16())

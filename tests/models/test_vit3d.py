@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from em_models import Vit3d, Vit3dConfig, Voxels, count_parameters, vit3d_size
-from em_models.positions import rotary, sincos, token_places, turned
+from em_models.positions import rotary, sincos, token_places
 
 CONFIG = Vit3dConfig(patch_vx=(2, 4, 4), width=48, depth=3, heads=4)
 
@@ -39,8 +39,13 @@ def reference(model, volume, tokens, positions):
             y = norm(x, f"blocks.{i}.norm1")
             q, k, v = linear(y, f"blocks.{i}.attention.qkv").view(-1, 3, 4, 12).permute(1, 2, 0, 3)
             if positions == "rotary":
-                turn = tuple(one[own].double() for one in rotary(places, 12))
-                q, k = turned(q, turn), turned(k, turn)
+                turn = rotary(places, 12)[own].to(torch.complex128)
+                q, k = (
+                    torch.view_as_real(
+                        torch.view_as_complex(one.unflatten(-1, (6, 2))) * turn
+                    ).flatten(-2)
+                    for one in (q.contiguous(), k.contiguous())
+                )
             mixed = (q @ k.mT / 12**0.5).softmax(-1) @ v
             x = x + linear(mixed.transpose(0, 1).reshape(-1, 48), f"blocks.{i}.attention.out")
             y = F.gelu(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1"))

@@ -132,9 +132,11 @@ class Mae(nn.Module):
         x = torch.cat([seen.to(kind), unknown], 1)  # attention does not mind the order
         added, turn = self._positions(voxels, torch.cat([masks.visible, masks.hidden], 1))
         x = x if added is None else x + added.to(kind)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, turn)
-        return self.read(self.norm(x[:, masks.visible.shape[1] :]))
+        x = last(x, turn, since=masks.visible.shape[1])  # nobody reads what the visible ones become
+        return self.read(self.norm(x))
 
     def draw(self, volume: Tensor | Voxels, keys: Sequence[tuple[int, int]], *, seed: int) -> Masks:
         """Masks for samples with these (epoch, number), where the volume is."""
@@ -150,9 +152,7 @@ class Mae(nn.Module):
         )
         return masks.to(stored.device)
 
-    def _positions(
-        self, voxels: Voxels, tokens: Tensor
-    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    def _positions(self, voxels: Voxels, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         encoder, decoder = self.config.encoder, self.config.decoder
         places = token_places(
             grid_of(tuple(voxels.stored.shape[2:]), encoder.patch_vx),

@@ -77,8 +77,8 @@ def interpolated(places: Tensor, tables: Tensor) -> Tensor:
     return torch.lerp(tables[axis, below], tables[axis, above], part).sum(1)
 
 
-def rotary(places: Tensor, channels: int, *, registers: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines by which the pairs of channels of a head are turned: two (R + N, channels/2).
+def rotary(places: Tensor, channels: int, *, registers: int = 0) -> Tensor:
+    """Numbers on the unit circle by which the pairs of channels of a head are turned: (R + N, channels/2).
 
     A third of the pairs turns with each axis (Su et al. 2021, RoFormer); pairs that are left over, and
     registers, are not turned.
@@ -86,38 +86,52 @@ def rotary(places: Tensor, channels: int, *, registers: int = 0) -> tuple[Tensor
     count = channels // 6
     angles = places[..., None] * frequencies(count, ROTARY_BASE, places.device)  # (N, 3, count)
     angles = F.pad(angles.flatten(1), (0, channels // 2 - 3 * count, registers, 0))
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def turned(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (B, H, N, channels) turned by `rotary`, of all samples or of each.
+def turned(qkv: Tensor, by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys turned by `rotary`, and values: (B, N, 3, H, channels) -> (B, H, N, channels) each.
 
-    Channel i and channel i + channels/2 are a pair.
+    Channels 2i and 2i + 1 are a pair, a complex number. `by` is (N, channels/2), or (B, N, channels/2)
+    where samples have places of their own.
     """
-    cosine, sine = (one.to(x.dtype) for one in by)
-    found: Tensor = _Turn.apply(x, cosine, sine)
+    found: tuple[Tensor, Tensor, Tensor] = _Turn.apply(qkv, by[..., None, :])
     return found
 
 
 class _Turn(torch.autograd.Function):
-    """A rotation, whose way back is the rotation by the opposite angle: half the passes of its parts."""
+    """The way back is the turn by the opposite angle, written to where the gradient of qkv will lie."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
-        return _rotate(x, cosine, sine, 1.0)
+    def forward(ctx: Any, qkv: Tensor, by: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(by)
+        turned = torch.empty_like(qkv[:, :, :2])
+        for part in (0, 1):
+            _turn(qkv[:, :, part], by, out=turned[:, :, part])
+        q, k = turned.permute(2, 0, 3, 1, 4)
+        return q, k, qkv[:, :, 2].transpose(1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = ctx.saved_tensors
-        return _rotate(gradient, cosine, sine, -1.0), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (by,) = ctx.saved_tensors
+        of_q, of_k, of_v = (one.transpose(1, 2) for one in gradients)  # (B, N, H, channels)
+        b, n, heads, channels = of_q.shape
+        found = of_q.new_empty(b, n, 3, heads, channels)
+        back = by.conj().resolve_conj()
+        _turn(of_q, back, out=found[:, :, 0])
+        _turn(of_k, back, out=found[:, :, 1])
+        found[:, :, 2] = of_v
+        return found, None
 
 
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:
-    first, second = x.chunk(2, -1)
-    found = torch.empty_like(x)
-    one, other = found.chunk(2, -1)
-    torch.mul(first, cosine, out=one).addcmul_(second, sine, value=-sign)
-    torch.mul(second, cosine, out=other).addcmul_(first, sine, value=sign)
-    return found
+def _turn(x: Tensor, by: Tensor, *, out: Tensor) -> None:
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    if x.dtype == by.real.dtype:
+        torch.mul(_complex(x), by, out=_complex(out))
+    else:  # there are no complex numbers of 16 bits
+        out.copy_(torch.view_as_real(_complex(x.to(by.real.dtype)) * by).flatten(-2))
+
+
+def _complex(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))

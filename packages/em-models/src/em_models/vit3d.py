@@ -119,12 +119,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, N, width) -> the same; `turn` are the positions of `rotary`."""
+    def forward(self, x: Tensor, turn: Tensor | None = None, *, since: int = 0) -> Tensor:
+        """(B, N, width) -> what tokens from `since` on see of all; `turn` are positions of `rotary`."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, C)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if turn is not None:
-            q, k = turned(q, turn), turned(k, turn)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4) if turn is None else turned(qkv, turn)
+        q = q[:, :, since:] if since else q
         if x.is_cuda:
             with sdpa_kernel(BACK_ENDS):
                 mixed = F.scaled_dot_product_attention(q, k, v)
@@ -143,9 +142,10 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, N, width) -> the same."""
-        x = x + self.drop(self.attention(self.norm1(x), turn))
+    def forward(self, x: Tensor, turn: Tensor | None = None, *, since: int = 0) -> Tensor:
+        """(B, N, width) -> the tokens from `since` on, all of which have seen all."""
+        mixed = self.attention(self.norm1(x), turn, since=since)
+        x = (x[:, since:] if since else x) + self.drop(mixed)
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
@@ -250,7 +250,7 @@ class Vit3d(nn.Module):
 
     def begin(
         self, volume: Tensor | Voxels, tokens: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Registers and embedded patches (B, R + V, width), and the turn of rotary positions."""
         config, voxels = self.config, volume if isinstance(volume, Voxels) else Voxels(volume)
         grid = grid_of(tuple(voxels.stored.shape[2:]), config.patch_vx)
@@ -300,7 +300,7 @@ def positions_of(
     heads: int,
     registers: int = 0,
     tables: Tensor | None = None,
-) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """What is added to the chosen tokens, and what their queries and keys are turned by.
 
     Args:
@@ -309,10 +309,10 @@ def positions_of(
     """
     if kind == "rotary":
         turn = rotary(places, width // heads, registers=registers)
-        if tokens is not None:  # (B, 1, R + V, C/2): of each sample, the same for all heads
+        if tokens is not None:  # (B, R + V, C/2): of each sample
             own = torch.arange(registers, device=tokens.device).expand(len(tokens), -1)
             index = torch.cat([own, tokens + registers], 1)
-            turn = (turn[0][index][:, None], turn[1][index][:, None])
+            turn = turn[index]
         return None, turn
     added = sincos(places, width) if tables is None else interpolated(places, tables)
     return (added if tokens is None else added[tokens]), None
