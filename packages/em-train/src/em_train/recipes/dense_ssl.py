@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from em_data import (
-    BlockSampler,
-)
+from em_data import BlockSampler
 from em_data.loader import Batch, Loader
 from em_losses import (
     cross_entropy,
@@ -42,27 +40,24 @@ from em_losses import (
     sigreg,
 )
 from em_models import (
-    DenseEncoder,
-    DenseEncoderConfig,
-    FilterBank,
     FilterBankConfig,
     Geometry,
-    Projector,
-    ProjectorConfig,
-    SlicePredictor,
     SlicePredictorConfig,
-    TimmEncoder,
-    TimmEncoderConfig,
     count_parameters,
-    layout,
     save,
 )
-from em_models.predictor import Kind as PredictorKind
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from em_train.dense.data import DataConfig, make_loader
 from em_train.dense.features import features_of, standardise
+from em_train.dense.networks import (
+    ModelConfig,
+    bank_of,
+    geometry_of,
+    networks_of,
+    predictor_config,
+)
 from em_train.dense.report import preview, prove_run, summarise, write_report
 from em_train.dense.settle import settle
 from em_train.dense.views import clean_targets, look
@@ -81,35 +76,6 @@ from em_train.metrics import effective_classes
 from em_train.reading import fingerprint, open_volumes
 
 DIRECTIONS = 64  # of SIGReg, drawn anew every step
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What is trained."""
-
-    kind: Literal["dense", "timm"] = "dense"
-    """dense: the encoder of model.encoder. timm: a backbone of timm with a decoder, of model.timm."""
-    encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf65"))
-    timm: TimmEncoderConfig = field(
-        default_factory=lambda: TimmEncoderConfig(backbone="convnext_atto", max_stride=4)
-    )
-    predictor: PredictorKind = "shallow"
-    """shallow, dilated, unet or jepa: how the target is guessed from its neighbours."""
-    predictor_width: PositiveInt = 64
-    """Channels of the predictor's hidden layers."""
-    predictor_layers: PositiveInt = 2
-    """Convolutions, levels or blocks of the predictor."""
-    projection: PositiveInt = 32
-    """Channels in which embeddings are told apart."""
-    settle: bool = True
-    """At the end, take the clusters of the embedding as classes, instead of those that trained it."""
-    settle_frequency: NonNegativeFloat = 0.5
-    """How much frequent clusters are preferred. 0: clusters of like size; 1: few are really used."""
-
-    @property
-    def chosen(self) -> DenseEncoderConfig | TimmEncoderConfig:
-        """The configuration of the encoder that is trained."""
-        return self.timm if self.kind == "timm" else self.encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,9 +238,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         return True
     save(averaged["predictor"], folder.weights / "predictor")
     if config.model.settle:
-        save(
-            averaged["encoder"], folder.weights / "unsettled"
-        )  # whose classes the predictor guesses
+        save(averaged["encoder"], folder.weights / "unsettled")  # what the predictor guesses
         middle, edge = config.data.stack.offsets_z.index(0), rim(config)
         settled = settle(
             averaged["encoder"],
@@ -440,25 +404,19 @@ def rim(config: Config) -> int:
     return max(0, FilterBankConfig().margin + max(pools) // 2 * geometry.pitch - geometry.margin)
 
 
-@lru_cache
-def geometry_of(model: ModelConfig) -> Geometry:
-    """How the codes of the encoder lie in its input."""
-    return encoder_of(model).geometry
-
-
-def encoder_of(model: ModelConfig) -> DenseEncoder | TimmEncoder:
-    """A new encoder."""
-    return TimmEncoder(model.timm) if model.kind == "timm" else DenseEncoder(model.encoder)
-
-
 def predictor_of(config: Config) -> SlicePredictorConfig:
     """The predictor that fits the encoder and the stack."""
-    return SlicePredictorConfig(
-        kind=config.model.predictor,
-        classes=config.model.chosen.classes,
-        context=len(config.data.stack.offsets_z) - 1,
-        width=config.model.predictor_width,
-        layers=config.model.predictor_layers,
+    return predictor_config(config.model, neighbours=len(config.data.stack.offsets_z) - 1)
+
+
+def make_networks(config: Config) -> nn.ModuleDict:
+    """Everything that is trained, and the filter bank."""
+    loss = config.loss
+    return networks_of(
+        config.model,
+        predictor_of(config),
+        contrasts=bool(loss.contrast_weight),
+        textures=len(loss.feature_pools) if loss.feature_weight else 0,
     )
 
 
@@ -483,31 +441,6 @@ def check(config: Config) -> None:
     make_loader(
         open_volumes(config.data, hold=False), config.data, rim=rim(config), seed=config.run.seed
     )
-
-
-def make_networks(config: Config) -> nn.ModuleDict:
-    """The encoder and what it is trained with: everything but the encoder is thrown away after."""
-    model, loss, predictor = config.model, config.loss, predictor_of(config)
-    encoder, channels = encoder_of(model), model.chosen.embedding
-    networks = nn.ModuleDict({"encoder": encoder, "predictor": SlicePredictor(predictor)})
-    if loss.contrast_weight:
-        foresee = replace(predictor, given="embedding", classes=channels)
-        networks["foresee"] = SlicePredictor(foresee)
-        networks["project"] = Projector(ProjectorConfig(inputs=channels, outputs=model.projection))
-    if loss.feature_weight:
-        bank = FilterBank(FilterBankConfig())
-        networks["bank"] = bank
-        networks["describe"] = nn.Conv2d(
-            channels, bank.config.features * len(loss.feature_pools), 1
-        )
-    return networks
-
-
-def bank_of(networks: nn.ModuleDict) -> FilterBank:
-    """The filter bank among the networks."""
-    bank = networks["bank"]
-    assert isinstance(bank, FilterBank)
-    return bank
 
 
 def announce(
