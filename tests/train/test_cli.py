@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 from em_data import open_volume
+from em_data.legend import read_legend
+from em_data.synthetic import CLASSES
 from em_train.commands import judge, options
 
 RUN = [
@@ -206,6 +208,7 @@ def test_synth_writes_what_info_describes(tmp_path):
     assert info["shape (z, y, x)"] == "8 × 96 × 80"
     assert info["voxel size (nm)"] == "10 × 10 × 10"
     assert info["labels"] == "classes, instances"
+    assert read_legend(str(out / "labels/classes")).classes == dict(enumerate(CLASSES))
     refused(emtrain("synth", out, "--shape", "8,64,64"), "exists already")
     refused(emtrain("synth", tmp_path / "b.zarr", "--shape", "8,64"), "--shape", "three numbers")
     refused(emtrain("synth", tmp_path / "b.zarr", "--set", "noize=1"), "did you mean noise?")

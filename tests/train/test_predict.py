@@ -250,6 +250,18 @@ def test_bad_input_leaves_nothing(run, tmp_path, more, text):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scheduler_that_nobody_runs_is_found_before_anything_is_begun(run, tmp_path):
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        pytest.raises(OSError, match="127.0.0.1:9"),
+    ):
+        nobody = arguments(run, tmp_path / "o.zarr", "--dask", "tcp://127.0.0.1:9")
+        CliRunner().invoke(app, nobody, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_workers_are_spread_over_the_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     processes = crew.Processes(crew.BlockJob(store="", make=""), 3)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume, open_volume, place_mask
 from em_data.labels import Layer
+from em_data.legend import read_legend
 from rich import box as boxes
 from rich.console import Console
 from rich.table import Table
@@ -137,7 +138,9 @@ def open_truth(raw: Volume, addresses: Sequence[str], beside: Volume) -> Truth:
     if len(layers) == 1:
         classes = 1 + _largest(opened[0])
         if classes > 2:
-            return Truth(tuple(f"class {i}" for i in range(classes)), layers, False, True)
+            known = read_legend(opened[0].source).classes
+            named = tuple(known.get(i, f"class {i}") for i in range(classes))
+            return Truth(named, layers, False, True)
     names = [volume.source.rstrip("/").rpartition("/")[2] for volume in opened]
     return Truth(("rest", *names), layers, False, False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from em_data import new_store, tiles
 from em_data.geometry import float3, int3
-from em_data.synthetic import SyntheticConfig, render
+from em_data.synthetic import CLASSES, SyntheticConfig, render
 
 from em_train.engine.progress import meter, say
 
@@ -19,7 +19,9 @@ def write_synthetic(config: SyntheticConfig, out: Path, *, overwrite: bool = Fal
     shape, size_nm = int3(config.shape_vx), float3(config.voxel_size_nm)
     with new_store(out, overwrite=overwrite) as store:
         raw = store.add_image(shape, np.uint8, size_nm)
-        classes = store.add_image(shape, np.uint8, size_nm, label="classes")
+        classes = store.add_image(
+            shape, np.uint8, size_nm, label="classes", classes=CLASSES, pool="mode"
+        )
         instances = store.add_image(shape, np.uint32, size_nm, label="instances")
         boxes = list(tiles(shape, int3([min(n, 256) for n in shape])))
         with meter("synth", len(boxes)) as bar:

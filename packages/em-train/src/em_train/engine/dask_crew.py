@@ -45,11 +45,12 @@ def workers_at(address: str) -> int | None:
 
     What is missing or wrong is found here, before anything is begun.
     """
-    _import_distributed()
+    distributed = _import_distributed()
     scheme, _, rest = address.partition(":")
     if address.startswith(LOCAL) and rest.isdecimal() and int(rest) > 0:
         return int(rest)
     if scheme in SCHEMES and rest.startswith("//"):
+        distributed.Client(address, set_as_default=False).close()  # somebody must be there
         return None
     raise ValueError(f"--dask is {address!r}; wanted local:N with N ≥ 1, or tcp://host:port")
 
