@@ -1,6 +1,6 @@
 import pytest
 import torch
-from em_models import Vit3d, Vit3dConfig, dense_features
+from em_models import Vit3d, Vit3dConfig, dense_features, vit3d_size
 from em_models.windows import lattice, weights
 
 PATCH, WINDOW = (2, 4, 4), (4, 16, 16)
@@ -33,6 +33,21 @@ def test_any_block_is_what_the_whole_is(model, volume):
         part = features(model, volume, layers=(1, -1), box=(origin, size))
         z, y, x = (slice(o, o + n) for o, n in zip(origin, size, strict=True))
         torch.testing.assert_close(part, whole[:, z, y, x], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_volume_of_256_voxels_in_blocks_is_what_it_is_at_once():
+    torch.manual_seed(0)
+    model = Vit3d(vit3d_size("tiny")).eval()  # patches of 8³
+    volume = torch.randint(0, 256, (256, 256, 256), dtype=torch.uint8)
+    whole = features(model, volume, window_vx=(64, 64, 64))  # 343 windows of 512 tokens
+    assert whole.shape == (192, 32, 32, 32)
+    # Two blocks that meet within windows, and what lies on both sides of their border.
+    for origin, size in (((0, 0, 0), (32, 32, 13)), ((0, 0, 13), (32, 32, 19))):
+        part = features(model, volume, window_vx=(64, 64, 64), box=(origin, size))
+        torch.testing.assert_close(
+            part, whole[..., origin[2] : origin[2] + size[2]], rtol=0, atol=1e-5
+        )
 
 
 @torch.no_grad()
