@@ -69,6 +69,7 @@ def main() -> None:
         "--steps", type=int, help="instead of --minutes; 0: measure the speed alone"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", help="learning rates to choose from, separated by commas")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--profile", action="store_true", help="show where a step goes, and leave")
     parser.add_argument("--only", help="names of networks, separated by commas")
@@ -80,12 +81,13 @@ def main() -> None:
     if options.profile:
         world.profile(networks)
         return
-    record = Record(options.json, world.conditions())
+    rates = RATES if options.rates is None else tuple(map(float, options.rates.split(",")))
+    record = Record(options.json, world.conditions() | {"learning rates": sorted(rates)})
     if not set(networks) <= set(record.speeds):
         record.speeds = world.speeds(networks, turns=1 if options.quick else 7)
         record.write()
     slowest = min(record.speeds[name]["images_per_s"] for name in networks)
-    steps, rates, seeds = options.steps, RATES, range(options.seeds)
+    steps, seeds = options.steps, range(options.seeds)
     if steps is None:
         steps = int(options.minutes * 60 * slowest / world.config.data.batch_size)
     if options.quick:
@@ -333,7 +335,6 @@ class World:
             "slices": self.slices,
             "precision": self.kind,
             "threads": torch.get_num_threads(),
-            "learning rates": sorted(RATES),
         }
 
 
