@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from em_models.head import read_codes
-from em_train.dense.settle import settle
+from em_train.dense.settle import settle, stretching
 from em_train.metrics import effective_classes
 
 K, E = 6, 8
@@ -21,6 +21,9 @@ class Pixels(torch.nn.Module):
         self.prototypes = torch.nn.Parameter(prototypes)
         self.register_buffer("offset", torch.zeros(len(prototypes)))
         self.config = SimpleNamespace(sharpness=8.0)
+
+    def stretch(self, by):
+        self.table = self.table @ by
 
     def forward(self, image):
         raw = self.table[image[:, 0].long()].movedim(-1, 1)
@@ -91,3 +94,36 @@ def test_an_embedding_without_differences_is_left_alone():
     images = torch.randint(4, (2, 1, 20, 20))
     assert not settle(encoder, [images], frequency=0.5, seed=0)
     assert torch.equal(encoder.prototypes, torch.eye(E)[:K])
+
+
+def test_texture_decides_which_places_are_alike():
+    """Two properties of a place: a loud one, and a faint one that is its texture."""
+    generator = torch.Generator().manual_seed(0)
+    loud, faint = torch.randint(2, (2, 400), generator=generator)
+    table = torch.zeros(400, E)
+    table[:, 0], table[:, 1], table[:, 2] = 0.5 * (2 * loud - 1), 0.1 * (2 * faint - 1), 5
+    table += 0.01 * torch.randn(400, E, generator=generator)
+    images = torch.randint(400, (20, 1, 30, 30), generator=generator)
+    describe = torch.zeros(1, E)
+    describe[0, 1] = 1
+    found = {}
+    for share in (0.0, 0.9):
+        encoder = Pixels(table.clone(), torch.randn(2, E, generator=generator))
+        settle(encoder, [images], frequency=0, seed=0, describe=describe, texture=share)
+        code = codes(encoder, torch.arange(400).view(1, 1, 20, 20)).flatten()
+        found[share] = [bool(((code == code[0]) == (one == one[0])).all()) for one in (loud, faint)]
+    assert found == {0.0: [True, False], 0.9: [False, True]}
+
+
+def test_the_share_of_texture():
+    generator = torch.Generator().manual_seed(0)
+    points, describe = (
+        torch.randn(500, E, generator=generator),
+        torch.randn(3, E, generator=generator),
+    )
+    by = stretching(points, describe, 0.3)
+    stretched = (points @ by).var(0).sum()
+    torch.testing.assert_close(by, by.T)
+    torch.testing.assert_close(stretched, points.var(0).sum() / 0.7)
+    still = torch.linalg.qr(describe.T, mode="complete").Q[:, 3:]  # which no feature is read from
+    torch.testing.assert_close(by @ still, still, rtol=1e-4, atol=1e-5)

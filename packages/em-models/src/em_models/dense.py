@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from em_models.geometry import Geometry
-from em_models.head import DenseCodes, Head, check_head, read_codes
+from em_models.head import DenseCodes, Head, check_head, read_codes, stretch
 from em_models.norm import BatchNorm
 
 
@@ -223,6 +223,11 @@ class DenseEncoder(nn.Module):
     def geometry(self) -> Geometry:
         """How the codes lie in the image, and whether they can know where."""
         return self.config.geometry
+
+    def stretch(self, by: Tensor) -> None:
+        """Change what counts as alike: the raw embedding is `by` (E, E) times what it was."""
+        assert isinstance(self.embed_norm, BatchNorm), "of a cosine head"
+        stretch(self.embed, self.embed_norm, by)
 
     def forward(self, image: Tensor, dense: bool = False) -> DenseCodes:
         """Codes of (B, 1, Y, X), one every `pitch` pixels, or one per pixel with `dense`.

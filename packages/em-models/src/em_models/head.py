@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Head = Literal["cosine", "linear"]
 
@@ -38,6 +40,16 @@ def read_codes(
         directions = sharpness * F.normalize(prototypes, dim=1)[..., None, None]
         return DenseCodes(F.conv2d(embedding, directions, offset), embedding, raw)
     return DenseCodes(F.conv2d(raw, prototypes[..., None, None], bias), embedding, raw)
+
+
+@torch.no_grad()
+def stretch(embed: nn.Conv2d, norm: _BatchNorm, by: Tensor) -> None:
+    """Let a convolution and the norm after it give `by` (E, E) times what they gave in evaluation."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    embed.weight.copy_(torch.einsum("oe,eiyx->oiyx", by * scale, embed.weight))
+    norm.running_mean.copy_(by @ (norm.running_mean * scale))
+    norm.running_var.fill_(1 - norm.eps)
 
 
 def check_head(classes: int, embedding: int, head: str, sharpness: float) -> None:

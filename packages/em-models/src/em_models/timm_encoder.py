@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from em_models.geometry import Geometry
-from em_models.head import DenseCodes, Head, check_head, read_codes
+from em_models.head import DenseCodes, Head, check_head, read_codes, stretch
 from em_models.norm import BatchNorm
 from em_models.spread import Spread, reach
 
@@ -98,6 +98,11 @@ class TimmEncoder(nn.Module):
         self.register_buffer("offset", None if linear else torch.zeros(config.classes))
         self.spread: Spread | None = None
         self.geometry = self._measure()
+
+    def stretch(self, by: Tensor) -> None:
+        """Change what counts as alike: the raw embedding is `by` (E, E) times what it was."""
+        assert isinstance(self.embed_norm, BatchNorm), "of a cosine head"
+        stretch(self.embed, self.embed_norm, by)
 
     def forward(self, image: Tensor, dense: bool = False) -> DenseCodes:
         """Codes of (B, 1, Y, X), one every `pitch` pixels, or one per pixel with `dense`.

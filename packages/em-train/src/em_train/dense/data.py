@@ -33,7 +33,7 @@ class DataConfig:
     """Wanted size of a pixel in the slice: the level nearest to it is read, and averaged down where
     its pixels are less than two thirds of that. Without it, pixels as they are."""
     stack: StackConfig = field(
-        default_factory=lambda: StackConfig(size_vx=121, offsets_z=(-1, 0, 1))
+        default_factory=lambda: StackConfig(size_vx=137, offsets_z=(-1, 0, 1))
     )
     context_nm: PositiveFloat | None = 45.0
     """Distance that an offset of 1 in the stack stands for, rounded to whole slices: at least one, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from em_models import (
     DenseEncoder,
@@ -21,7 +21,7 @@ from em_models import (
     layout,
 )
 from em_models.predictor import Kind as PredictorKind
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import nn
 
 
@@ -31,7 +31,7 @@ class ModelConfig:
 
     kind: Literal["dense", "timm"] = "dense"
     """dense: the encoder of model.encoder. timm: a backbone of timm with a decoder, of model.timm."""
-    encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf65"))
+    encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf81"))
     timm: TimmEncoderConfig = field(
         default_factory=lambda: TimmEncoderConfig(backbone="convnext_atto", max_stride=4)
     )
@@ -47,6 +47,9 @@ class ModelConfig:
     """At the end, take the clusters of the embedding as classes, instead of those that trained it."""
     settle_frequency: NonNegativeFloat = 0.5
     """How much frequent clusters are preferred. 0: clusters of like size; 1: few are really used."""
+    settle_texture: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """What local texture, as the filter bank would measure it, has to say in which places are alike: its
+    share in their distances. Needs loss.feature_weight. 0: the embedding as it was trained."""
 
     @property
     def chosen(self) -> DenseEncoderConfig | TimmEncoderConfig:

@@ -2,9 +2,11 @@
 
 Prototypes learn under losses that want every code predicted, so they leave out what is hard to predict,
 and with it what makes rare structures different. The embedding knows more: its clusters say more about
-the tissue than the codes it was trained with (docs/dense-ssl.md has the figures).
+the tissue than the codes it was trained with (docs/dense-ssl.md has the figures). What is thin and local
+takes little room in the embedding, though, so first those of its directions are stretched that tell what
+a place looks like to the filter bank.
 
-    slices -> embedding -> k-means on the sphere, frequent classes preferred -> prototypes, offset
+    slices -> embedding, stretched -> k-means on the sphere, frequent classes preferred -> prototypes, offset
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ ROUNDS = 40
 
 
 @torch.inference_mode()
-def settle(encoder: Any, images: Iterable[Tensor], *, frequency: float, seed: int) -> bool:
+def settle(
+    encoder: Any,
+    images: Iterable[Tensor],
+    *,
+    frequency: float,
+    seed: int,
+    describe: Tensor | None = None,
+    texture: float = 0.0,
+) -> bool:
     """Give a cosine head the clusters of its embedding as prototypes, numbered like the old ones.
 
     False, and nothing is changed, where the embedding is the same almost everywhere.
@@ -36,6 +46,8 @@ def settle(encoder: Any, images: Iterable[Tensor], *, frequency: float, seed: in
         frequency: how much the logarithm of the share of a class adds to its logits. 0: clusters of
             like size; higher: fewer classes that are really used, each of them larger.
         seed: of the start of k-means and of the places.
+        describe: (F, E), how features of the filter bank are read from the embedding.
+        texture: the share of these features in the squared distances of places, below 1.
     """
     encoder.eval()
     embedded, codes, there = [], [], 0
@@ -48,6 +60,11 @@ def settle(encoder: Any, images: Iterable[Tensor], *, frequency: float, seed: in
             break
     chosen = torch.randperm(there, generator=torch.Generator().manual_seed(seed))[:PLACES]
     points, before = torch.cat(embedded)[chosen], torch.cat(codes)[chosen]  # (N, E), (N,)
+
+    by = torch.eye(points.shape[1])
+    if describe is not None and texture:
+        by = stretching(points, describe.float().cpu(), texture)
+        points = F.normalize(points @ by, dim=1)
 
     k, sharpness = len(encoder.prototypes), encoder.config.sharpness
     try:
@@ -65,6 +82,18 @@ def settle(encoder: Any, images: Iterable[Tensor], *, frequency: float, seed: in
     number = matched_names(
         contingency(after, before, k=k, n=k)
     )  # of each cluster among the old codes
+    encoder.stretch(by.to(encoder.prototypes))
     encoder.prototypes[number] = centres.to(encoder.prototypes)
     encoder.offset[number] = offset.to(encoder.offset)
     return True
+
+
+def stretching(points: Tensor, describe: Tensor, share: float) -> Tensor:
+    """The symmetric matrix (E, E) that adds distances of described features to those of points (N, E).
+
+    Of the sum of squares between stretched points, `share` comes from the features (F, E) · points.
+    """
+    own, added = points.var(0).sum(), (points @ describe.T).var(0).sum()
+    weight = share / (1 - share) * own / added.clamp_min(torch.finfo(added.dtype).tiny)
+    values, directions = torch.linalg.eigh(weight * describe.T @ describe)
+    return directions * (1 + values.clamp_min(0)).sqrt() @ directions.T

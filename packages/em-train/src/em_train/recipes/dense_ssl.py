@@ -246,6 +246,10 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 clean_targets(batch.to(device), middle=middle, rim=edge)
                 for batch in loader.batches(0, steps)
             ),
+            describe=averaged["describe"].weight[:, :, 0, 0]
+            if config.loss.feature_weight
+            else None,
+            texture=config.model.settle_texture,
             frequency=config.model.settle_frequency,
             seed=config.run.seed,
         )
