@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -54,7 +55,9 @@ TABLES: dict[str, dict[str, Settings]] = {
         "zero padding": PADDED,
         "zero padding, target not turned": (*PADDED, "data.turn_target=false"),
         "target not turned": ("data.turn_target=false",),
-        "linear head": ("model.encoder.head=linear",),
+        "linear head": ("model.encoder.head=linear", "model.settle=false"),
+        "not settled": ("model.settle=false",),
+        "settled without texture": ("model.settle_texture=0",),
         "no context": ("loss.context_weight=0",),
         "no second view": ("loss.view_weight=0",),
         "no InfoNCE": ("loss.contrast_weight=0",),
@@ -69,19 +72,8 @@ TABLES: dict[str, dict[str, Settings]] = {
         "no photometry": ("data.photometry=0",),
         "photometry .7": ("data.photometry=0.7",),
         "stride-1 stem": FINE,
-        "receptive field 25 px": (
-            "model.encoder.channels=[16,32,32,64,64]",
-            "model.encoder.kernels=[5,3,3,3,3]",
-            "model.encoder.strides=[2,1,1,2,1]",
-            "model.encoder.dilations=[1,1,1,1,1]",
-        ),
-        "receptive field 73 px": (
-            "model.encoder.channels=[16,32,32,64,64,64,64]",
-            "model.encoder.kernels=[5,3,3,3,3,3,3]",
-            "model.encoder.strides=[2,1,1,2,1,1,1]",
-            "model.encoder.dilations=[1,1,1,1,1,2,4]",
-            "data.stack.size_vx=145",
-        ),
+        "no means over windows": ("model.encoder.pools=[]",),
+        "means over 7 codes": ("model.encoder.pools=[7]",),
         "code pitch 2 px": ("model.encoder.code_pitch_vx=2",),
         "context one slice away": ("data.context_nm=1",),
         "two slices before and after": ("data.stack.offsets_z=[-2,-1,0,1,2]",),
@@ -108,6 +100,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="score on slices for choosing")
     parser.add_argument("--audit-steps", type=int, default=0, help="of the shuffle audit")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures here")
     options = parser.parse_args()
     if options.list:
@@ -115,7 +108,7 @@ def main() -> None:
             print(f"{name}: {', '.join(variants)}")
         return
     rows = [row for volume in options.volumes for row in measure(volume, options)]
-    show(rows)
+    show(rows, box.MARKDOWN if options.markdown else box.HEAVY_HEAD)
     if options.json:
         found = {"machine": machine(), "conditions": conditions(options), "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -290,18 +283,20 @@ COLUMNS = (
 )
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Means over seeds, and half the range where there are several."""
-    table = Table("case", "seeds", *COLUMNS, "seconds", "verdict")
+def show(rows: Sequence[dict[str, Any]], frame: box.Box) -> None:
+    """Means over seeds, and how far the farthest is where there are several."""
+    table = Table("case", "seeds", *COLUMNS, "of the classes", "seconds", "verdict", box=frame)
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case]
         verdicts = {row.get("verdict", "") for row in own}
         cells = [
             spread([row[name] for row in own if row.get(name) is not None]) for name in COLUMNS
         ]
+        classes = zip(*(row["iou"] for row in own), strict=True)
+        cells.append(" ".join(f"{statistics.fmean(each):.2f}" for each in classes))
         seconds = spread([row["train_s"] for row in own if "train_s" in row], "{:.0f}")
         table.add_row(case, str(len(own)), *cells, seconds, "; ".join(sorted(verdicts)))
-    Console(width=200).print(table)
+    Console(width=240).print(table)
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:

@@ -206,7 +206,7 @@ def machine() -> str:
 # The picture -------------------------------------------------------------------------------------
 
 FINE = 3  # times larger while drawing
-SIZE, MARGIN = (420, 300), (58, 18, 40, 46)  # of a panel; left, right, top, bottom
+SIZE, MARGIN = (420, 324), (58, 18, 40, 70)  # of a panel; left, right, top, bottom
 COLOURS = {"scratch": (120, 120, 120), "guided": (30, 110, 200)}
 TITLES = {"scratch": "from scratch", "guided": "with --init of dense-ssl"}
 
@@ -246,9 +246,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 ends = [(at, y(value)) for value in row["dice_spread"]]
                 pen.line(ends, colour, FINE)
                 pen.ellipse((at - 9, mean - 9, at + 9, mean + 9), colour)
-            line = FINE * (bottom - 34 + 18 * place)
-            pen.line([(FINE * (right - 190), line), (FINE * (right - 166), line)], colour, 2 * FINE)
-            pen.text((FINE * (right - 160), line), TITLES[kind], "black", font, anchor="lm")
+    line = FINE * (SIZE[1] - 14)  # the legend, below both panels
+    for start, kind in zip((0.27, 0.52), INITS, strict=True):
+        at = start * picture.width
+        pen.line([(at, line), (at + FINE * 24, line)], COLOURS[kind], 2 * FINE)
+        pen.text((at + FINE * 32, line), TITLES[kind], "black", font, anchor="lm")
     picture.resize([side // FINE for side in picture.size], Image.Resampling.LANCZOS).save(path)
 
 
