@@ -150,6 +150,7 @@ with distributed.joined(cuda=False):
         "sum": float(sums),
         "share": distributed.share(4, "data.batch_size"),
         "leads": distributed.leads(),
+        "means": distributed.means({"own": torch.tensor(1.0 + rank), "same": torch.tensor(2.0)}),
     }
     try:
         distributed.share(5, "data.batch_size")
@@ -244,6 +245,7 @@ def test_ranks_know_each_other(ranks):
     told = [rank["told"] for rank in ranks]
     assert [t["leads"] for t in told] == [True, False]
     assert all(t["largest"] == 10 and t["sum"] == 3.0 and t["share"] == 2 for t in told)
+    assert all(t["means"] == {"own": 1.5, "same": 2.0} for t in told)
     assert "data.batch_size is 5, which 2 processes cannot divide" in told[0]["uneven"]
     assert (
         "0 is a BatchNorm2d" in told[1]["refused"] and "em_models.BatchNorm" in told[1]["refused"]
@@ -254,6 +256,7 @@ def test_one_process_needs_nobody():
     x = torch.ones(2, requires_grad=True)
     assert distributed.reduce(x) is x
     assert (distributed.rank(), distributed.size(), distributed.leads()) == (0, 1, True)
+    assert distributed.means({"loss": torch.tensor(0.1)}) == {"loss": torch.tensor(0.1).item()}
     assert distributed.largest(7) == 7 and distributed.share(5, "x") == 5
     model = nn.Sequential(BatchNorm(2))
     call = distributed.parallel(lambda networks, y: networks(y), model)

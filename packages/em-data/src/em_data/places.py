@@ -144,6 +144,11 @@ smaller crop or fewer slices
                 f"region {_words(region.inside)} leaves the volume {tuple(shape)}{which}; "
                 "give boxes inside it"
             )
+        if not region.inside:
+            raise BoxError(
+                f"what is held out of volume {tuple(shape)}{which} leaves no room for a crop of "
+                f"{crop_vx}; take a smaller crop, hold out less, or a smaller gap"
+            )
         if not boxes:
             centres = f" with its centre in {_words(region.centres)}" if region.centres else ""
             raise BoxError(

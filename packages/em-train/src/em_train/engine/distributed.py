@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -96,6 +96,14 @@ def mean(number: float) -> float:
     shared = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(shared)
     return float(shared) / size()
+
+
+def means(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of each term over all processes: what is logged is of the whole batch."""
+    values = torch.stack([value.detach().double().cpu() for value in terms.values()])
+    if size() > 1:
+        dist.all_reduce(values)
+    return dict(zip(terms, (values / size()).tolist(), strict=True))
 
 
 class _Call(nn.Module):

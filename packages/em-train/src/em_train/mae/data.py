@@ -35,7 +35,7 @@ from em_train.reading import load
 class DataConfig:
     """What is read."""
 
-    volumes: tuple[str, ...] = ("synthetic:",)
+    volumes: tuple[str, ...] = ("synthetic:shape=192x256x256",)
     """Addresses of raw volumes; `synthetic:` is generated on the fly."""
     at_nm: tuple[float, float, float] | None = None
     """Wanted voxel size (z, y, x) in nm: the nearest level of each volume, as it is."""

@@ -215,7 +215,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             average.update_parameters(networks)
 
             if step % config.run.log_every == 0 or step == steps:
-                row: dict[str, float] = {name: value.item() for name, value in terms.items()}
+                row: dict[str, float] = distributed.means(terms)
                 row |= (
                     update.row() | watch.row("slices_per_s", slices / every) | {"lr": schedule.lr}
                 )

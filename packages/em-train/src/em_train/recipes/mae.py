@@ -179,7 +179,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
             row: dict[str, float] = {}
             if step % config.run.log_every == 0 or step == steps:
-                row = {name: value.item() for name, value in terms.items()} | update.row()
+                row = distributed.means(terms) | update.row()
                 row |= watch.row("cubes_per_s", config.data.batch_size) | {"lr": schedule.lr}
                 row["tokens_per_s"] = round(row["cubes_per_s"] * costs.tokens)
                 row["gflop_per_s"] = round(row["cubes_per_s"] * costs.flops / 1e9, 1)

@@ -179,7 +179,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             examined = step % per_epoch == 0 or step == steps
             row: dict[str, float] = {}
             if step % config.run.log_every == 0 or step == steps:
-                row |= {name: value.item() for name, value in terms.items()} | update.row()
+                row |= distributed.means(terms) | update.row()
                 row |= watch.row("patches_per_s", config.data.batch_size)
                 row["lr"] = schedule.lr
                 update.check(step, batch, folder.path)
