@@ -13,20 +13,7 @@ import torch
 from em_train.engine import checkpoint
 from em_train.engine.launch import Places
 
-RUN = [
-    *("--data", "synthetic:shape=8x96x96,seed=1", "--set", "data.batch_size=2"),
-    *(
-        "--set",
-        "data.stack.size_vx=61",
-        "--set",
-        "model.encoder.pools=[]",
-        "--set",
-        "run.log_every=1",
-        "--set",
-        "run.picture_every=1000",
-    ),
-    *("--set", "run.checkpoint_every=1", "--set", "model.predictor_width=8"),
-]
+RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Imported by every Python that finds it in PYTHONPATH: makes one worker of several fail.
 SABOTAGE = """
 import os, sys

@@ -7,25 +7,13 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from em_train.engine import checkpoint
 from em_train.engine.slurm import script
 
-RUN = [
-    *("--data", "synthetic:shape=8x96x96,seed=1", "--set", "data.batch_size=2"),
-    *(
-        "--set",
-        "data.stack.size_vx=61",
-        "--set",
-        "model.encoder.pools=[]",
-        "--set",
-        "run.log_every=1",
-        "--set",
-        "run.picture_every=1000",
-    ),
-    *("--set", "run.checkpoint_every=1", "--set", "model.predictor_width=8"),
-]
+RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Runs what it is given, as srun does for each node; signals go on to it.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done

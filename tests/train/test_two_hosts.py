@@ -14,10 +14,8 @@ from em_train.engine import checkpoint
 NAMES = [f"emtrain-{os.getpid()}-{host}" for host in "ab"]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 RUN = [
-    *("--set", "optim.steps=60", "--set", "data.batch_size=2", "--set", "data.stack.size_vx=61"),
-    *("--set", "model.encoder.pools=[]"),
-    *("--set", "run.device=cpu", "--set", "run.log_every=1", "--set", "run.checkpoint_every=1"),
-    *("--set", "run.picture_every=1000", "--set", "model.predictor_width=8"),
+    *("--config", str(Path(__file__).with_name("small.toml"))),
+    *("--set", "optim.steps=60", "--set", "run.device=cpu"),
 ]
 
 
@@ -66,8 +64,7 @@ def start(host, run):
         # Names of hosts mean nothing here: who holds the meeting place is said.
         f"--rdzv-conf=is_host={int(address == ADDRESSES[0])}",
     ]
-    data = ("--data", "synthetic:shape=8x96x96,seed=1")
-    command = ["-m", "em_train.cli", "dense-ssl", *data, "--out", str(run), *RUN]
+    command = ["-m", "em_train.cli", "dense-ssl", "--out", str(run), *RUN]
     settings = {"GLOO_SOCKET_IFNAME": link, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
         [
