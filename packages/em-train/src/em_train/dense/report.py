@@ -205,18 +205,20 @@ def write_report(
     )
 
 
-def summarise(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder) -> dict[str, str]:
+def summarise(
+    encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, proof: Proof | None
+) -> dict[str, str]:
     """What came out, in words for a person."""
     rows = folder.rows()
     last = rows[-max(1, len(rows) // 10) :]  # one batch says little
-    information, classes = (
-        sum(row[key] for row in last) / len(last) for key in ("information", "active_classes")
-    )
+    information = sum(row["information"] for row in last) / len(last)
     summary = {
         "steps": f"{rows[-1]['step']}",
         "information": f"about {information:.2f} nats that a code shares with its neighbours",
-        "classes": f"{classes:.1f} of {encoder.config.classes} effectively in use",
     }
+    if proof is not None:
+        used = proof.figures.effective_classes
+        summary["classes"] = f"{used:.1f} of {encoder.config.classes} effectively in use"
     found = agreement(encoder, volume, grey)
     if found is not None:
         summary["agreement with truth"] = (

@@ -259,7 +259,6 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             )
     save(averaged["encoder"], folder.weights / "encoder")
     picture("classes")
-    summary = summarise(averaged["encoder"], volumes[0], loader.ranges[0], folder)
     proof = None
     if not config.data.shuffle_context:
         proof = prove_run(
@@ -271,6 +270,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             seed=config.run.seed,
         )
         say(f"proof: {proof.sentence}")
+    summary = summarise(averaged["encoder"], volumes[0], loader.ranges[0], folder, proof)
     write_report(folder, config, summary, proof)
     for name, value in summary.items():
         say(f"{name}: {value}")
