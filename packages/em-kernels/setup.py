@@ -18,7 +18,8 @@ from setuptools import Extension, setup
 HERE = Path(__file__).resolve().parent
 # The oldest stable ABI that the sources ask for: torch 2.10.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+# V100, T4, A100, H100, B200: each also serves the later ones of its generation.
+CUDA_ARCHITECTURES = ("7.0", "7.5", "8.0", "9.0", "10.0")
 
 
 def stop(message: str) -> None:
@@ -51,6 +52,16 @@ def find_cuda_home() -> str | None:
     return os.path.realpath(top.group(1)) if top else str(Path(nvcc).resolve().parent.parent)
 
 
+def choose_architectures(nvcc: Path) -> str | None:
+    """Return those of CUDA_ARCHITECTURES that nvcc knows, as torch wants them listed."""
+    listed = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True
+    ).stdout.split()
+    known = [name for name in CUDA_ARCHITECTURES if f"compute_{name.replace('.', '')}" in listed]
+    # Later GPUs translate the PTX of the last one.
+    return ";".join(known) + "+PTX" if known else None
+
+
 def cuda_state(torch) -> tuple[str | None, str]:
     """Return the toolkit's root and a sentence; the root is None where CUDA is skipped."""
     if torch.version.cuda is None:
@@ -69,7 +80,15 @@ def cuda_state(torch) -> tuple[str | None, str]:
             None,
             f"skipped: nvcc {found} differs in major version from torch's CUDA {torch.version.cuda}",
         )
-    return home, f"compiled for {os.environ['TORCH_CUDA_ARCH_LIST']} with nvcc {version.group(0)}"
+    # Without a GPU torch cannot guess the architectures and stops with an IndexError.
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or choose_architectures(nvcc)
+    if wanted is None:
+        return None, (
+            f"skipped: nvcc {version.group(0)} names none of {', '.join(CUDA_ARCHITECTURES)};"
+            " set TORCH_CUDA_ARCH_LIST"
+        )
+    os.environ["TORCH_CUDA_ARCH_LIST"] = wanted
+    return home, f"compiled for {wanted} with nvcc {version.group(0)}"
 
 
 require_compiler()
@@ -84,8 +103,6 @@ except ImportError as error:
         " with --no-build-isolation"
     )
 
-# Without a GPU torch cannot guess the architectures and stops with an IndexError.
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
 cuda_home, cuda_sentence = cuda_state(torch)
 if cuda_home:
     # torch reads this when its build helpers are imported, hence before the import below.

@@ -105,6 +105,15 @@ def test_labels_and_mask_lie_under_the_image_whatever_is_drawn():
     assert ((shown > 0.5).long() == moved[:, 0])[clear].float().mean() > 0.999
 
 
+def test_autocast_moves_no_voxel():
+    keys = [Key(0, n) for n in range(4)]
+    expected = apply(keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = apply(keys)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_without_anything_to_do_the_middle_comes_out():
     keys = [Key(0, n) for n in range(3)]
     images, labels, valid = batch(keys, NOTHING, (7, 20, 30))

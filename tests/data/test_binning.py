@@ -25,6 +25,14 @@ def test_voxels_are_means_of_blocks(dtype, step):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume))[:, :, :], whole)
 
 
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "float64"])
+def test_large_numbers_keep_their_digits(dtype):
+    fine = np.full((2, 6, 6), 2**31 + 1, np.int64).astype(dtype)
+    fine[:, ::2] += 2
+    coarse = binned(open_volume(fine), (2, 2, 2))[:, :, :]
+    np.testing.assert_array_equal(coarse, np.full((1, 3, 3), 2**31 + 2))
+
+
 def test_a_block_lies_where_its_voxels_lay():
     fine = open_volume(np.zeros((4, 9, 9), np.uint8), voxel_size_nm=(40, 4, 5), origin_nm=(7, 8, 9))
     coarse = binned(fine, (1, 3, 2))

@@ -122,6 +122,15 @@ def test_weights_of_all_tiles_add_up_to_one(data):
     np.testing.assert_allclose(total, 1, atol=3e-7)
 
 
+@pytest.mark.parametrize("blend", ["cosine", "bump"])
+def test_weights_of_wide_overlaps_are_numbers(blend):
+    grid = TileGrid(tile_vx=(1, 1, 2048), overlap_vx=(0, 0, 1024), blend=blend)
+    first, middle, last = (grid.weights(2, index, 3) for index in range(3))
+    assert first[0] == last[-1] == 1
+    np.testing.assert_allclose(first[1024:] + middle[:1024], 1, atol=3e-7)
+    np.testing.assert_allclose(middle[1024:] + last[:1024], 1, atol=3e-7)
+
+
 def test_tiles_keep_the_phase_of_the_stride(volume):
     seen = []
 

@@ -22,7 +22,7 @@ from em_data import (
     new_store,
     open_volume,
 )
-from em_data.blockwise import BlockKey, attach_blocks, begin_blocks
+from em_data.blockwise import BlockKey, _flush, attach_blocks, begin_blocks
 from em_data.errors import BlockDamagedError, BlockMissingError, DiskFullError
 from em_data.stitch import ImageConfig
 
@@ -209,6 +209,17 @@ def test_a_block_that_changed_after_it_was_written_is_found(tmp_path, arrays):
     np.testing.assert_array_equal(open_volume(path, channel=1)[:, :, :], arrays[""][1])
 
 
+def test_narrower_voxels_are_checked_as_they_are_stored(tmp_path):
+    path, whole = tmp_path / "a.zarr", np.arange(4 * 64 * 96, dtype=np.uint16) % 251
+    frame = {"voxel_size_nm": SIZE, "origin_nm": ORIGIN, "chunk_vx": (4, 64, 32)}
+    wide = ImageConfig(dtype="uint16", shape_vx=(4, 64, 96), **frame)
+    with begin(path, images=[wide]) as store:
+        write_all(store, {"": whole.astype(np.uint8).reshape(4, 64, 96)})
+    found = open_volume(path)
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found[:, :, :].ravel(), whole)
+
+
 def test_a_place_that_is_taken(tmp_path, arrays):
     path = tmp_path / "a.zarr"
     with begin(path) as store:
@@ -381,3 +392,21 @@ def test_blocks_must_be_complete_and_of_the_right_type(tmp_path, arrays):
         with pytest.raises(ValueError, match="float32 for an image of uint8"):
             store.write(key, part | {"": part[""].astype(np.float32)})
         assert not store.done(0)
+
+
+def test_folders_are_left_alone_where_they_cannot_be_opened(tmp_path, monkeypatch):
+    file = tmp_path / "a"
+    file.touch()
+    flushed, opened = [], os.open
+
+    def windows_open(path, flags):
+        if path.is_dir() or not flags & os.O_RDWR:  # then fsync fails there
+            raise PermissionError(path)
+        flushed.append(path)
+        return opened(path, flags)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "open", windows_open)
+    for path in (tmp_path, file):
+        _flush(path)
+    assert flushed == [file]

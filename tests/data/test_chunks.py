@@ -1,5 +1,6 @@
 """The direct reader against zarr-python's own reading, on stores written by zarr-python."""
 
+import os
 from pathlib import Path
 
 import numcodecs
@@ -75,6 +76,13 @@ def test_big_endian_of_v2(tmp_path):
     array = make(tmp_path / "a.zarr", 2, "blosc", ">u2")
     whole = Box((0, 0, 0), SHAPE)
     np.testing.assert_array_equal(chunk_reader(array).read(whole), array[:])
+
+
+def test_systems_without_vectored_reads_are_left_to_zarr(tmp_path, monkeypatch):
+    array = make(tmp_path / "a.zarr", 3, "zstd")
+    assert chunk_reader(array) is not None
+    monkeypatch.delattr(os, "readv")  # as on Windows
+    assert chunk_reader(array) is None
 
 
 def test_what_it_does_not_know_is_left_to_zarr(tmp_path):

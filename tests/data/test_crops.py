@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from em_data import crops
@@ -29,3 +31,15 @@ def test_crops_are_cut_where_they_lie(way, dtype):
     got = np.empty((len(sources), 4, 7, 11), dtype)
     cut(sources, (4, 7, 11), got, threads=2)
     np.testing.assert_array_equal(got, np.stack(expected))
+
+
+def test_a_volume_that_is_not_dense_along_x_is_not_copied_whole(way):
+    array = np.zeros((64, 128, 128), np.uint8, order="F")
+    array[3:5, 4:7, 5:9] = np.arange(24).reshape(2, 3, 4)
+    got = np.empty((1, 2, 3, 4), np.uint8)
+    tracemalloc.start()
+    cut([(array, (3, 4, 5))], (2, 3, 4), got)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(got.ravel(), np.arange(24))
+    assert peak < array.nbytes / 4

@@ -395,6 +395,20 @@ def test_batches_of_a_named_device_are_there(volumes):
     assert batch.raw.device.type == "cpu"
 
 
+@pytest.mark.parametrize(("device", "waits"), [("mps", True), ("cpu", True), ("cuda:0", False)])
+def test_only_copies_to_cuda_go_on_meanwhile(volumes, monkeypatch, device, waits):
+    (batch,) = loader(volumes).batches(0, 1)
+    sent = []
+
+    def to(tensor, target, *, non_blocking=False):
+        sent.append((target, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch.to(device)
+    assert set(sent) == {(device, not waits)}
+
+
 @pytest.mark.parametrize("kind", ["exact", "block"])
 def test_volumes_on_servers_are_read_by_many_requests_at_once(
     http_server, write_image, voxels, kind

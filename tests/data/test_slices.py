@@ -46,6 +46,18 @@ def test_any_box_of_any_layout(tmp_path, layout, shape, dtype, data):
     )
 
 
+def test_jpeg_with_tables_of_the_page(tmp_path, voxels):
+    path = tmp_path / "a.tif"
+    smooth = np.linspace(0, 200, 40 * 50).reshape(40, 50).astype(np.uint8)
+    pages = [Image.fromarray(page) for page in (smooth, 255 - smooth)]
+    pages[0].save(path, compression="jpeg", save_all=True, append_images=pages[1:])
+    with tifffile.TiffFile(path) as file:
+        assert all(page.jpegtables for page in file.pages)
+    np.testing.assert_array_equal(
+        open_volume(path)[:, 3:40, 7:50], tifffile.imread(path)[:, 3:, 7:]
+    )
+
+
 def test_voxel_sizes_of_imagej_and_ome(tmp_path, voxels):
     data = voxels((6, 16, 16))
     path = tmp_path / "imagej.tif"

@@ -115,3 +115,49 @@ def test_the_libraries_use_the_stable_abi_alone():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2.10" in done.stdout
+
+
+ARCHITECTURES = [  # what nvcc knows, what is asked for, what is said
+    (
+        "60 70 75 80 86 90 100 120",
+        "",
+        "compiled for 7.0;7.5;8.0;9.0;10.0+PTX with nvcc release 12.4",
+    ),
+    ("50 60 70 75 80 86 89 90", "", "compiled for 7.0;7.5;8.0;9.0+PTX with nvcc release 12.4"),
+    ("75 80 90 100", "8.6", "compiled for 8.6 with nvcc release 12.4"),
+    ("35 37", "", "skipped: nvcc release 12.4 names none of 7.0, 7.5, 8.0, 9.0, 10.0; set"),
+]
+
+
+def test_architectures_are_those_that_nvcc_knows(tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        """#!/bin/sh
+case $1 in
+  --version) echo "release 12.4, V12.4.131" ;;
+  --list-gpu-arch) for number in $KNOWN; do echo compute_$number; done ;;
+esac
+"""
+    )
+    nvcc.chmod(0o755)
+    (tmp_path / "libcudart_static.a").touch()
+    code = f"""
+import os, runpy, sys, torch
+torch.version.cuda = "12.8"
+sys.argv = ["setup.py", "--version"]
+built = runpy.run_path("setup.py")
+print("em_kernels._cuda" in [extension.name for extension in built["extensions"]])
+for known, wanted, _ in {ARCHITECTURES}:
+    os.environ |= {{"KNOWN": known, "TORCH_CUDA_ARCH_LIST": wanted}}
+    print(built["cuda_state"](torch)[1], "|", os.environ["TORCH_CUDA_ARCH_LIST"])
+"""
+    given = {"CUDA_HOME": str(tmp_path), "KNOWN": "70 80", "TORCH_CUDA_ARCH_LIST": ""}
+    done = run_python(code, cwd=PACKAGE, **given)
+    assert done.returncode == 0, done.stderr
+    loaded, *lines = done.stdout.splitlines()[-1 - len(ARCHITECTURES) :]
+    assert loaded == "True"
+    for line, (_, _, said) in zip(lines, ARCHITECTURES, strict=True):
+        assert line.startswith(said)
+        listed = said.split()[2] if said.startswith("compiled") else ""
+        assert line.endswith(f"| {listed}")  # what torch is told

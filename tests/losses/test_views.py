@@ -31,6 +31,18 @@ def test_equivariance_equals_the_reference():
     assert float(equivariance(apart, apart.flip(0), turn=quarter)) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_count_every_pixel_of_large_maps(dtype):
+    first, second = (torch.rand(2, 2, 300, 300).softmax(1).to(dtype) for _ in range(2))
+    expected = equivariance(first.double(), second.double(), turn=quarter)
+    assert float(equivariance(first, second, turn=quarter)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
+    many = torch.rand(3000, 4, 2).softmax(1).to(dtype)
+    expected = cross_sample_variance(many.double())
+    assert float(cross_sample_variance(many)) == pytest.approx(float(expected), rel=1e-3)
+
+
 def test_gradients_equal_numerical_ones():
     logits = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     other = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)

@@ -53,6 +53,19 @@ def test_every_token_is_hidden_as_often():
     assert (share - 0.75).abs().max() < 0.04  # 4 standard deviations
 
 
+@pytest.mark.parametrize(("device", "waits"), [("mps", True), ("cpu", True), ("cuda:0", False)])
+def test_only_copies_to_cuda_go_on_meanwhile(monkeypatch, device, waits):
+    masks, sent = draw_masks(GRID, KEYS), []
+
+    def to(tensor, target, *, non_blocking=False):
+        sent.append((target, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    masks.to(device)
+    assert sent == [(device, not waits)] * 2
+
+
 def test_nothing_to_hide_is_refused():
     with pytest.raises(ValueError, match="nothing to hide with masks of kind 'tube'"):
         draw_masks((4, 1, 1), [(0, 0)], kind="tube")

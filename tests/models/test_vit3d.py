@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import em_models
 import pytest
@@ -123,6 +125,12 @@ def test_weights_travel(tmp_path):
     volume = torch.randint(0, 256, (1, 1, 4, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(again(volume), model(volume))
+
+
+def test_importing_leaves_timm_alone():
+    code = "import sys, em_models; sys.exit(any(n in sys.modules for n in ('timm', 'torchvision')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_cannot_be_is_refused():

@@ -27,7 +27,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its voxels on `device`, still as stored."""
-        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        # Only CUDA keeps what it copies from until it has read it; MPS reads memory given back.
+        ahead = torch.device(device).type == "cuda"
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=ahead))
 
     def image(self) -> Tensor:
         """The voxels as float32 in [0, 1]: (B, Z, Y, X)."""

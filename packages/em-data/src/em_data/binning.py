@@ -15,6 +15,7 @@ import numpy as np
 
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, int3
+from em_data.pyramid import sum_dtype
 from em_data.volume import Volume
 
 
@@ -59,7 +60,7 @@ class Binned:
             )
         )
         (z, y, x), (kz, ky, kx) = sizes, self.step
-        total = fine.reshape(z, kz, y, ky, x, kx).sum((1, 3, 5), dtype=np.float32)
+        total = fine.reshape(z, kz, y, ky, x, kx).sum((1, 3, 5), dtype=sum_dtype(self.dtype))
         mean = total / math.prod(self.step)
         return (np.rint(mean) if self.dtype.kind in "ui" else mean).astype(self.dtype)
 

@@ -118,7 +118,8 @@ class TileGrid:
         if self.blend == "cosine":
             rise = np.sin(np.pi / 2 * t) ** 2
         else:
-            rise = 1 / (1 + np.exp(1 / t - 1 / (1 - t)))
+            # exp overflows at 710; weights stay above 0, for that of a lone tile is divided by itself.
+            rise = 1 / (1 + np.exp(np.minimum(1 / t - 1 / (1 - t), 600)))
         weights = np.ones(tile)
         weights[:overlap] *= rise
         weights[tile - overlap :] *= rise[::-1]

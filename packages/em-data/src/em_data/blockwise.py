@@ -143,8 +143,9 @@ class BlockStore:
         box, checksums = self.box(key), {}
         with self._disk_may_be_full(key):
             for path, image in self.images.items():
-                voxels = np.ascontiguousarray(arrays[path])
-                image.write(box, voxels, key.level)
+                given = arrays[path]
+                image.write(box, given, key.level)
+                voxels = np.ascontiguousarray(given, image.config.dtype)  # as they are read again
                 checksums[path] = zlib.crc32(voxels.data)
                 files = list(self._files(image, box, key.level))
                 # At once: disks answer thirty requests ten times as fast as one after the other.
@@ -406,7 +407,11 @@ def _hold(folder: Path, path: Path) -> int:
 
 def _flush(path: Path) -> None:
     """Bring a file or folder to the disk: a power cut takes what only lies in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
+    if folder and sys.platform == "win32":
+        return  # Windows opens no folders
+    # Windows flushes only what is open for writing, and folders never are.
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -186,6 +186,8 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     """A reader for a zarr array, or None where it has to be left to zarr-python."""
     if not isinstance(array, zarr.Array) or array.ndim != 3:
         return None
+    if not hasattr(os, "readv"):
+        return None  # Windows
     store = getattr(array.store, "_store", array.store)  # what a wrapper is around
     if not isinstance(store, LocalStore):
         return None

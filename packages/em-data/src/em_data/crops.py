@@ -39,8 +39,7 @@ def cut(
 ) -> None:
     """Fill a batch with the crops of `crop_vx` that begin at a place of an array each."""
     if not kernels_in_use():
-        for target, (array, origin) in zip(batch, sources, strict=True):
-            target[:] = array[Box(origin, crop_vx).slices]
+        _copy(sources, crop_vx, batch)
         return
     from em_kernels.crops import gather_crops
 
@@ -49,7 +48,15 @@ def cut(
     for last in range(1, len(sources) + 1):
         array = sources[first][0]
         if last == len(sources) or sources[last][0] is not array:
-            origins = np.array([origin for _, origin in sources[first:last]])
-            dense = array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
-            gather_crops(dense, origins, crop_vx, out=batch[first:last], threads=max(1, threads))
+            run, out = sources[first:last], batch[first:last]
+            if array.strides[-1] == array.itemsize:
+                origins = np.array([origin for _, origin in run])
+                gather_crops(array, origins, crop_vx, out=out, threads=max(1, threads))
+            else:  # the compiled copy would need the whole array dense along x
+                _copy(run, crop_vx, out)
             first = last
+
+
+def _copy(sources: Sequence[tuple[np.ndarray, Int3]], crop_vx: Int3, batch: np.ndarray) -> None:
+    for target, (array, origin) in zip(batch, sources, strict=True):
+        target[:] = array[Box(origin, crop_vx).slices]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -82,12 +82,14 @@ def pool_voxels(fine: np.ndarray, step: Int3, pool: Pool) -> np.ndarray:
     return _mode(corners) if pool == "mode" else _mean(corners)
 
 
+def sum_dtype(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """The type in which voxels are added up: large integers do not fit the digits of float32."""
+    return np.float64 if dtype.itemsize > 2 and dtype != np.float32 else np.float32
+
+
 def _mean(corners: list[np.ndarray]) -> np.ndarray:
     dtype = corners[0].dtype
-    wide = (
-        dtype.itemsize > 2 and dtype != np.float32
-    )  # such integers do not fit the digits of float32
-    total = np.zeros(corners[0].shape, np.float64 if wide else np.float32)
+    total = np.zeros(corners[0].shape, sum_dtype(dtype))
     for corner in corners:
         total += corner
     total /= len(corners)

@@ -140,7 +140,7 @@ class TiffPages:
         key, file = series.keyframe, self.file.get().filehandle
         with self.file.lock:
             page = series.pages[number]
-            offsets, lengths = page.dataoffsets, page.databytecounts
+            offsets, lengths, tables = page.dataoffsets, page.databytecounts, page.jpegtables
         at = dict(zip(key.axes, index, strict=True))
         ys, xs = at["Y"], at["X"]
         samples = key.shape[key.axes.index("S")] if "S" in key.axes else 1
@@ -157,7 +157,7 @@ class TiffPages:
             if not data:
                 continue  # a sparse TIFF stores no bytes for what is all zero
             try:
-                decoded, (plane, _, y, x, _), shape = key.decode(data, segment)
+                decoded, (plane, _, y, x, _), shape = key.decode(data, segment, jpegtables=tables)
             except Exception as error:  # every codec has errors of its own
                 raise VolumeReadError(
                     f"{file.path}: strip or tile {segment} of page {number} cannot be decoded "

@@ -253,7 +253,7 @@ class Warp:
             last = image.shape[axis] - 1
             exact = not self.out_of_plane and axis == self.symmetry.axes[0]  # slices stay slices
             place = (
-                rows[axis, :, :1, :1] if exact else rows[axis] @ weights
+                rows[axis, :, :1, :1] if exact else _along(rows[axis], weights)
             )  # (Z, Y, X) or (Z, 1, 1)
             at = (place + 0.5).int().clamp_(0, last)
             nearest = nearest + at * step
@@ -375,6 +375,17 @@ def _weights(positions: Tensor, spacing: float, count: int) -> Tensor:
     far = (u[:, None] - knots).abs()
     near = 2 / 3 - far**2 + far**3 / 2
     return torch.where(far < 1, near, (2 - far).clamp(min=0) ** 3 / 6)
+
+
+def _along(rows: Tensor, weights: Tensor) -> Tensor:
+    """Control points along x, summed with their weights: (Z, Y, cx), (cx, X) -> (Z, Y, X).
+
+    Not a matrix product: autocast and TF32 round those, and so would move voxels.
+    """
+    place = rows[..., :1] * weights[0]
+    for k in range(1, len(weights)):
+        place.addcmul_(rows[..., k : k + 1], weights[k])
+    return place
 
 
 def _unit(voxel_size_nm: Float3 | None) -> Float3:

@@ -29,8 +29,8 @@ def cross_sample_variance(probabilities: Tensor, *, reduce: Reduce = identity) -
     >>> float(cross_sample_variance(torch.eye(4)[:, :, None]))
     0.75
     """
-    samples = len(probabilities)
-    moments = torch.stack([probabilities.sum(0), probabilities.square().sum(0)])  # (2, K, …)
+    samples, p = len(probabilities), _widened(probabilities)
+    moments = torch.stack([p.sum(0), p.square().sum(0)])  # (2, K, …)
     count = reduce(moments.new_tensor(float(samples)))
     mean, square = reduce(moments) / count
     return (square - mean.square()).sum(0).mean()
@@ -63,6 +63,12 @@ def equivariance(
             f"turned codes have shape {tuple(turned.shape)}, codes of the turned images "
             f"{tuple(codes_of_turned.shape)}; wanted the same"
         )
-    total = (turned - codes_of_turned).square().sum()
+    turned = _widened(turned)
+    total = (turned - _widened(codes_of_turned)).square().sum()
     pixels = turned.new_tensor(float(turned.shape[0] * turned[0, 0].numel()))
     return reduce(total) / reduce(pixels)
+
+
+def _widened(values: Tensor) -> Tensor:
+    """In float32 or float64: float16 counts no further than 65504."""
+    return values if values.dtype == torch.float64 else values.float()

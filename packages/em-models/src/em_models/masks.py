@@ -27,7 +27,9 @@ class Masks(NamedTuple):
 
     def to(self, device: torch.device | str) -> Masks:
         """The same on `device`."""
-        return Masks(*(one.to(device, non_blocking=True) for one in self))
+        # Only CUDA keeps what it copies from until it has read it; MPS reads memory given back.
+        ahead = torch.device(device).type == "cuda"
+        return Masks(*(one.to(device, non_blocking=ahead) for one in self))
 
 
 def count_hidden(grid: Int3, share: float, kind: Mask = "random") -> int:

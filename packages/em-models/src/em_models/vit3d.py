@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -136,6 +134,10 @@ class Block(nn.Module):
     """Attention and a perceptron, each on normalised tokens and added to what came in."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
+        # Takes seconds: only who builds a block pays.
+        from timm.layers.drop import DropPath
+        from timm.layers.mlp import Mlp
+
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
         self.attention = Attention(width, heads)
