@@ -1,7 +1,7 @@
 """What few labelled slices are worth, from scratch and with the encoder of a dense-ssl run as a guide.
 
     python tools/bench/train/label_efficiency.py --out FOLDER [--init RUN] [--json PATH] [--png PATH]
-        [--slices 1,2,4,8] [--seeds 3] [--steps 150]
+        [--slices 1,2,4,8] [--only guided] [--seeds 3] [--steps 150]
 
 Membranes and mitochondria of vnc_sstem (EM_REAL_DATA, or ../shared/data beside the repository), with
 the commands that a user has: `emtrain segment` on so many of z 0–8, weights and thresholds chosen on
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures here")
     parser.add_argument("--png", type=Path, metavar="PATH", help="also draw the curves")
     parser.add_argument("--slices", default="1,2,4,8")
+    parser.add_argument("--only", choices=INITS, help="train from scratch, or guided, alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--steps", type=int, default=150, help="of a training, 8 patches of 128² each"
@@ -57,7 +58,7 @@ def main() -> None:
     runs = []
     for seed in range(options.seeds):
         for count in counts:
-            for kind in INITS:
+            for kind in [options.only] if options.only else INITS:
                 path = options.out / f"{kind}-{count}-seed-{seed}"
                 scores = path / "score.json"
                 if not scores.exists():
