@@ -139,6 +139,17 @@ def test_a_new_run_starts_from_the_averaged_weights_of_another(tmp_path):
     model = nn.Linear(2, 2)
     checkpoint.initialise(model, tmp_path / "run")
     assert torch.equal(model.weight, average.weight)
+    # The best, where one was kept; the newest where that is damaged.
+    best, worse = nn.Linear(2, 2), nn.Linear(2, 2)
+    folder = tmp_path / "run" / "checkpoints"
+    kept = checkpoint.save(folder, 4, {"networks": best.state_dict()}, best=True)
+    checkpoint.save(folder, 5, {"networks": worse.state_dict()})
+    checkpoint.initialise(model, tmp_path / "run")
+    assert torch.equal(model.weight, best.weight)
+    assert checkpoint.load(folder)["step"] == 5
+    kept.write_bytes(kept.read_bytes()[:500])
+    checkpoint.initialise(model, tmp_path / "run")
+    assert torch.equal(model.weight, worse.weight)
     with pytest.raises(CheckpointError, match="weights of another model"):
         checkpoint.initialise(nn.Linear(3, 2), tmp_path / "run")
     with pytest.raises(CheckpointError, match="no checkpoint in"):

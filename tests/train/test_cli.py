@@ -12,7 +12,9 @@ import pytest
 from em_data import open_volume
 from em_data.legend import read_legend
 from em_data.synthetic import CLASSES
+from em_train.cli import app
 from em_train.commands import judge, options
+from typer.testing import CliRunner
 
 RUN = [
     *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
@@ -162,6 +164,22 @@ def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     for wrong in ("3", "3:", "a:b", "-1:4"):
         with pytest.raises(ValueError, match="--fit-z is .* wanted a range FIRST:END"):
             options.parse_range("--fit-z", wrong)
+
+
+def test_numbers_that_cannot_be_are_refused():
+    assert options.parse_layers("--layers", "4,-1") == (4, -1)
+    for wrong in ("a", "1,,2", ""):
+        with pytest.raises(ValueError, match=r"--layers is .* wanted numbers such as 4,8,-1"):
+            options.parse_layers("--layers", wrong)
+    predict = ("predict", "run", "--data", "raw.zarr", "--out", "out.zarr")
+    for arguments in (
+        (*predict, "--processes", "-1"),
+        (*predict, "--memory-gib", "-1"),
+        ("view", "raw.zarr", "--port", "-1"),
+        ("shortcut", "run", "--audit-steps", "-1"),
+    ):
+        told = CliRunner().invoke(app, arguments)
+        assert told.exit_code == 2 and arguments[-2] in told.output, told.output
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):

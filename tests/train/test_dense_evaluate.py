@@ -86,11 +86,16 @@ def test_the_audit_trains_afresh_on_shuffled_context():
         seen.append(config)
         return recipe.run(config, folder)
 
-    audit = shuffle_audit(config_of(), train, command="dense-ssl", steps=10)
+    begun = config_of(run={"init": "nowhere"})
+    audit = shuffle_audit(begun, train, command="dense-ssl", steps=10)
     (config,) = seen
+    assert config.run.init is None
     assert config.data.shuffle_context and config.optim.steps == audit.steps == 10
     assert config.model == config_of().model and config.loss == config_of().loss
     assert audit.information < 0.02 and audit.cross_entropy > 0
+    alone = config_of(data={"batch_size": 1})
+    with pytest.raises(ValueError, match="batch_size of the run is 1; .* wanted 2 or more"):
+        shuffle_audit(alone, train, command="dense-ssl", steps=10)
     assert shuffle_audit(config_of(), lambda *_: False, command="dense-ssl", steps=10) is None
 
 

@@ -62,7 +62,7 @@ def wait_for(condition, seconds=120):
 def test_where_processes_are_wanted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Places().count() is None and Places().device() is None
-    assert Places(gpus="auto").count() == 2 and Places(gpus="auto").device() is None
+    assert Places(gpus="auto").count() == 2 and Places(gpus="auto").device() == "cuda"
     assert Places(gpus="1").count() == 1 and Places(gpus="1").device() == "cuda"
     assert Places(gpus="0").count() is None and Places(gpus="0").device() == "cpu"
     assert Places(gpus="0", processes=3).count() == 3
@@ -75,7 +75,8 @@ def test_where_processes_are_wanted(monkeypatch):
         with pytest.raises(ValueError, match="wanted"):
             Places(**wrong)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert Places(gpus="auto").count() is None
+    assert Places(gpus="auto").count() is None and Places(gpus="auto").device() is None
+    assert Places(gpus="4").device() == "cuda"  # of the nodes of a Slurm job
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +90,9 @@ def test_what_is_in_the_features_is_found_and_what_is_not_is_not(capsys):
     for result in results:
         for one, other in zip(result.classes["one"].dice, result.classes["one"].iou, strict=True):
             assert other == pytest.approx(one / (2 - one))
+    unread = replace(results[0], mean_dice=(float("nan"), 0.5))  # no patch of any class
+    found = Probing(results=(unread,), names=("rest", "one"), conditions={}).as_json()
+    assert json.loads(json.dumps(found, allow_nan=False))["rows"][0]["mean_dice"] == [None, 0.5]
     print_probing(Probing(results=tuple(results), names=("rest", "one"), conditions={}))
     assert "perceptron" in capsys.readouterr().out
 

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 
 import pytest
-from em_train.engine.run_folder import RunFolder, new_run, resumed_run
+from em_train.engine.run_folder import RunFolder, new_run, resumed_run, stored_part
 from em_train.errors import RunFolderError
 
 
@@ -52,6 +52,14 @@ def test_only_harmless_keys_may_change_on_resume(tmp_path):
     resumed_run(tmp_path / "a", Tree(data=Data(volumes=("elsewhere",))), "cmd")
     with pytest.raises(RunFolderError, match="no run to resume"):
         resumed_run(tmp_path / "none", Tree(), "cmd")
+
+
+def test_a_group_of_a_stored_configuration_is_read_by_itself(tmp_path):
+    data = Data(volumes=("there",), batch_size=5)
+    new_run(tmp_path / "a", Tree(data=data), "cmd")
+    assert stored_part(tmp_path / "a", "cmd", "data", Data) == data
+    with pytest.raises(ValueError, match="configures 'emtrain cmd', not 'emtrain other'"):
+        stored_part(tmp_path / "a", "other", "data", Data)
 
 
 def test_two_processes_cannot_work_in_one_folder(tmp_path):

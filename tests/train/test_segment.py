@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import shlex
 import signal
+import sys
 
 import em_models
 import numpy as np
@@ -14,7 +16,7 @@ from em_data.geometry import Box
 from em_train import config as configuration
 from em_train.cli import app
 from em_train.config import Layer, resolve
-from em_train.engine import checkpoint
+from em_train.engine import checkpoint, launch
 from em_train.engine.run_folder import new_run, resumed_run
 from em_train.errors import CheckpointError, ConfigError
 from em_train.recipes import dense_ssl
@@ -271,9 +273,35 @@ def test_the_encoder_of_a_dense_ssl_run_guides(tmp_path, pretrained, frozen):
     )
     networks = recipe.make_networks(again, recipe.open_data(again.data)[2])
     recipe.initialise(networks, again)
-    state = checkpoint.load(tmp_path / "run" / "checkpoints")["average"]
+    state = checkpoint.load(tmp_path / "run" / "checkpoints", best=True)["average"]
     key = "network.heads.0.2.weight"
     assert torch.equal(networks.state_dict()[key], state[f"module.{key}"])
+
+
+def test_a_series_that_was_stopped_goes_on_with_its_guide(tmp_path, disks, pretrained, monkeypatch):
+    out = tmp_path / "series"
+    arguments = [
+        *("segment", "--data", str(disks), "--labels", "discs", "--slices", "1,2"),
+        *("--init", str(pretrained), "--out", str(out), "--set", "data.patch_vx=64"),
+        *("--set", "data.batch_size=2", "--set", "optim.steps=1", "--set", "run.device=cpu"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["emtrain", *arguments])
+    with monkeypatch.context() as stopped:
+        stopped.setattr(launch, "work", lambda *_, **__: False)
+        told = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    again = [*arguments, "--resume"]
+    assert told.exit_code == 75
+    assert f"go on with: {shlex.join(['emtrain', *again])}\n" in told.output
+    # As if the first run had been done.
+    score = {"class": "discs", "dice": 0.5, "dice_interval": [0.4, 0.6], "iou": 0.3}
+    (out / "slices-1").mkdir(parents=True)
+    scores = {"classes": [score | {"average_precision": 0.7}]}
+    (out / "slices-1" / "scores.json").write_text(json.dumps(scores))
+    told = CliRunner().invoke(app, again, catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    stored = json.loads((out / "slices-2" / "config.json").read_text())
+    assert stored["model"]["unet"]["guide"]["embedding"] == 5
+    assert (out / "series.json").exists()
 
 
 def test_a_guide_without_room_or_to_freeze_without_one_is_refused(tmp_path, pretrained):

@@ -55,7 +55,12 @@ def test_scores_are_those_of_the_run_on_the_same_slices(run, tmp_path):
     found = json.loads((tmp_path / "s.json").read_text())
     own = json.loads((run / "run" / "scores.json").read_text())
     assert found["classes"] == own["classes"]
-    assert found["protocol"]["slices"] == ["z 4"]
+    assert found["protocol"] == {  # nothing of the protocol that had no effect
+        "data": str(open_volume(run / "v.zarr").source),
+        "labels": ["mito"],
+        "score_z": [4, 5],
+        "slices": ["z 4"],
+    }
     assert (tmp_path / "worst.png").exists() and (tmp_path / "worst-best.png").exists()
 
 
@@ -67,6 +72,25 @@ def test_without_a_range_all_labelled_slices_are_scored(run, tmp_path):
     assert told.exit_code == 0
     slices = json.loads((tmp_path / "s.json").read_text())["protocol"]["slices"]
     assert slices == [f"z {z}" for z in range(8)]
+
+
+def test_labels_of_the_run_are_not_those_of_another_volume(run, tmp_path, monkeypatch):
+    """Unless they are label images that lie beside it."""
+    shape, size = (4, 64, 64), (40.0, 8.0, 8.0)
+    voxels = np.random.default_rng(1).integers(0, 2, shape).astype(np.uint8)
+    for name in ("bare", "labelled"):
+        with new_store(tmp_path / f"{name}.zarr") as store:
+            store.add_image(shape, np.uint8, size).write(Box((0, 0, 0), shape), voxels)
+            if name == "labelled":
+                mask = store.add_image(shape, np.uint8, size, label="mito")
+                mask.write(Box((0, 0, 0), shape), voxels)
+    picture = ("--picture", tmp_path / "p.png")
+    with pytest.raises(ValueError, match=r"bare.zarr is not what .* was trained on; .*--labels"):
+        invoke(run / "run", "--data", tmp_path / "bare.zarr", *picture)
+    assert invoke(run / "run", "--data", tmp_path / "labelled.zarr", *picture).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    same = f"../{run.name}/v.zarr"  # what it was trained on, by another name
+    assert invoke(run / "run", "--data", same, *picture).exit_code == 0
 
 
 def test_instances_are_those_of_scikit_image(run, tmp_path):

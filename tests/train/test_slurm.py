@@ -84,6 +84,27 @@ def test_the_command_prints_it_without_running(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_of_the_log_is_there_when_it_is_submitted(tmp_path, monkeypatch):
+    """Slurm ends a job at once whose output cannot be opened."""
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/bash\n"
+        "log=$(sed -n 's/^#SBATCH --output=//p')\n"
+        '[ -d "$(dirname "$log")" ] && echo "Submitted $log"\n'
+    )
+    (tmp_path / "sbatch").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run = tmp_path / "new" / "folder" / "run"
+    command = [sys.executable, "-m", "em_train.cli", "dense-ssl", "--out", str(run), *RUN]
+    result = subprocess.run(
+        [*command, "--processes", "2", "--slurm", "submit"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"Submitted {run}.slurm.txt" in result.stdout and not run.exists()
+
+
 @pytest.mark.slow
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(slurm, tmp_path):
     run = tmp_path / "run"

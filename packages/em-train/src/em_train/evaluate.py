@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from em_train.engine.figures import blank_nan
 from em_train.metrics import (
     contingency,
     effective_classes,
@@ -326,25 +327,21 @@ class Row:
     pooled: ProbeScore | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The row, flat."""
+        """The row, flat, with None for what is not a number."""
         found: dict[str, Any] = {"method": self.method}
         if self.codes:
             found |= {
                 "nmi": self.codes.nmi,
                 "hom": self.codes.hom,
                 "m2o_miou": self.codes.m2o_miou,
-                "m2o_iou": _numbers(self.codes.m2o_iou),
+                "m2o_iou": self.codes.m2o_iou,
                 "hungarian_miou": self.codes.hungarian_miou,
                 "effective_classes": self.codes.classes,
             }
         for name, score in (("probe", self.probe), ("pooled_probe", self.pooled)):
             if score:
-                found |= {f"{name}_miou": score.miou, f"{name}_iou": _numbers(score.iou)}
-        return found
-
-
-def _numbers(values: Sequence[float]) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values]
+                found |= {f"{name}_miou": score.miou, f"{name}_iou": score.iou}
+        return dict(blank_nan(found))
 
 
 def print_rows(rows: Sequence[Row], names: Sequence[str]) -> None:

@@ -22,13 +22,11 @@ from em_models.patches import patchify
 from em_models.positions import sincos, token_places
 from torch import Tensor
 
-from em_train import config as configuration
-from em_train.config import Layer
 from em_train.dense import codes as dense_codes
 from em_train.dense.codes import grid_maps
 from em_train.engine.device import choose_device
 from em_train.engine.run_config import RunConfig
-from em_train.engine.run_folder import stored_config
+from em_train.engine.run_folder import stored_part
 from em_train.mae.data import DataConfig
 from em_train.probe import pooled
 from em_train.reading import open_at
@@ -167,9 +165,8 @@ def open_run(run: Path) -> MaeRun | DenseRun:
         raise FileNotFoundError(f"{run} holds no encoder; give a finished run of mae or dense-ssl")
     if not isinstance(encoder := em_models.load(weights), Vit3d):
         return DenseRun(*dense_codes.open_run(run))
-    stored = stored_config(run, "mae")
-    data = configuration.resolve(DataConfig, [Layer(stored.origin, stored.values["data"])])
-    how = configuration.resolve(RunConfig, [Layer(stored.origin, stored.values["run"])])
+    data = stored_part(run, "mae", "data", DataConfig)
+    how = stored_part(run, "mae", "run", RunConfig)
     return MaeRun(encoder.to(choose_device(how.device)).eval(), data)
 
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from em_train.engine.figures import blank_nan
 from em_train.engine.progress import say
 from em_train.evaluate import Truth, open_truth
 from em_train.patch_features import (
@@ -122,8 +123,8 @@ class Probing:
     conditions: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it for a file."""
-        rows = [asdict(result) for result in self.results]
+        """All of it for a file, NaN as None."""
+        rows = [blank_nan(asdict(result)) for result in self.results]
         return {"conditions": self.conditions, "classes": list(self.names), "rows": rows}
 
 

@@ -119,7 +119,10 @@ def load(
 
 def fingerprint(loader: Loader, *more: object) -> str:
     """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
-    parts = [f"{volume.dtype} {volume.shape}" for volume in loader.volumes]
+    parts = [
+        f"{volume.dtype} {volume.shape} of {grey.low:.4g} to {grey.high:.4g}"
+        for volume, grey in zip(loader.volumes, loader.ranges, strict=True)
+    ]
     parts += [str(one) for one in more]
     if isinstance(loader.sampler, BlockSampler):
         parts.append(f"blocks {loader.sampler.plan}")

@@ -12,6 +12,7 @@ from em_train.commands.options import (
     Debug,
     Json,
     app,
+    parse_layers,
     parse_numbers,
     parse_range,
     recipe_of,
@@ -58,8 +59,8 @@ def probe(
         str | None,
         typer.Option(metavar="Z,Y,X", help="Patches for a dense-ssl run. Default: 1,8,8."),
     ] = None,
-    window_vx: Annotated[int, typer.Option(help="Side of the part of the slices.")] = 512,
-    seeds: Annotated[int, typer.Option(metavar="N", help="How often it is repeated.")] = 3,
+    window_vx: Annotated[int, typer.Option(min=1, help="Side of the part of the slices.")] = 512,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How often it is repeated.")] = 3,
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
     json_path: Json = None,
     debug: Debug = False,
@@ -78,7 +79,7 @@ def probe(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),
         patch_vx=tuple(parse_numbers("--patch", patch, int)) if patch else None,
-        layers=tuple(int(layer) for layer in layers.split(",")),
+        layers=parse_layers("--layers", layers),
         label=label,
         window_vx=window_vx,
         seeds=seeds,
@@ -100,7 +101,7 @@ def shortcut(
         typer.Option("--data", metavar="VOLUME", help="Default: the first volume of the run."),
     ] = None,
     audit_steps: Annotated[
-        int, typer.Option(metavar="N", help="Steps of the shuffle audit; 0 leaves it out.")
+        int, typer.Option(min=0, metavar="N", help="Steps of the shuffle audit; 0 leaves it out.")
     ] = 200,
     seed: Annotated[int, typer.Option(help="Other crops.")] = 0,
     json_path: Json = None,
@@ -145,7 +146,8 @@ def evaluate(
             "--labels",
             metavar="VOLUME",
             help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
-            "Default: labels/classes of the volume.",
+            "Default: labels/classes of the volume. For a segment run: NAME=ADDRESS[@VALUE] for "
+            "each of its classes; by default those that it was trained on.",
         ),
     ] = None,
     fit_z: Annotated[
@@ -170,7 +172,7 @@ def evaluate(
             "repeated.",
         ),
     ] = None,
-    border_vx: Annotated[int, typer.Option(help="Pixels at each border left out.")] = 40,
+    border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
     seed: Annotated[int, typer.Option(help="Of clusterings and probes.")] = 0,
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
     picture: Annotated[

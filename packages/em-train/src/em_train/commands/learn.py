@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,21 +173,25 @@ def segment(
     if len(counts) == 1:
         given["slices"] = counts[0]
     layers.append(Layer("options", {"data": given}))
-    if init and not resume:
-        resolved = configuration.resolve(recipe.Config, layers)
-        layers.append(Layer("--init", recipe.guide_of(init, resolved.data)))
 
-    def train(path: Path | None, more: Sequence[Layer], go_on: bool) -> None:
+    def train(
+        path: Path | None, more: Sequence[Layer], go_on: bool, again: str | None = None
+    ) -> None:
+        own = [*layers, *more]
+        if init and not go_on:
+            resolved = configuration.resolve(recipe.Config, own)
+            own.append(Layer("--init", recipe.guide_of(init, resolved.data)))
         start(
             recipe,
             "segment",
-            [*layers, *more],
+            own,
             out=path,
             resume=go_on,
             init=init,
             places=(gpus, processes),
             slurm=(slurm, sbatch or ()),
             show_config=show_config,
+            again=again,
         )
 
     if len(counts) < 2 or show_config:
@@ -195,7 +202,10 @@ def segment(
             "--slices with several numbers runs in this process; leave --gpus and the like out"
         )
     path = out or Path("runs") / f"segment-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_series(path, counts, train, resume=resume)
+    # The runs that have not begun need all that was typed.
+    typed = [one for one in sys.argv[1:] if one != "--resume"]
+    typed += [*(() if out else ("--out", str(path))), "--resume"]
+    run_series(path, counts, partial(train, again=shlex.join(["emtrain", *typed])), resume=resume)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -267,6 +277,7 @@ def start(
     places: tuple[str | None, int | None],
     slurm: tuple[str | None, Sequence[str]],
     show_config: bool,
+    again: str | None = None,
 ) -> None:
     """What the command of every recipe does: resolve the configuration, then run, launch or submit."""
     from em_train import config as configuration
@@ -292,8 +303,11 @@ def start(
     path = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     if slurm[0]:
         script = launch.slurm_script(path.absolute(), where, slurm[1])
-        typer.echo(launch.submit(script) if slurm[0] == "submit" else script)
+        if slurm[0] == "submit":
+            path.parent.mkdir(parents=True, exist_ok=True)  # where Slurm writes the log
+            script = launch.submit(script)
+        typer.echo(script)
         return
-    code = launch.train(recipe, command, resolved, path, resume=resume, places=where)
+    code = launch.train(recipe, command, resolved, path, resume=resume, places=where, again=again)
     if code:
         raise typer.Exit(code)

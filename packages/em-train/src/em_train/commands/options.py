@@ -143,6 +143,14 @@ def parse_numbers(option: str, text: str, kind: type) -> list[Any]:
     return values
 
 
+def parse_layers(option: str, text: str) -> tuple[int, ...]:
+    """Numbers of layers, such as 4,8,-1."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; wanted numbers such as 4,8,-1") from None
+
+
 def print_config(resolved: Any) -> None:
     """Every key with its value and meaning, those that were changed in bold."""
     from rich import box

@@ -55,6 +55,7 @@ def predict(
     processes: Annotated[
         int,
         typer.Option(
+            min=0,
             metavar="N",
             help="Write with N processes of one thread, on the GPUs in turn. 0: this one.",
         ),
@@ -69,7 +70,8 @@ def predict(
     memory_gib: Annotated[
         float,
         typer.Option(
-            help="Memory for blocks beside the network, of all processes; on a cluster of each."
+            min=0,
+            help="Memory for blocks beside the network, of all processes; on a cluster of each.",
         ),
     ] = 2.0,
     block: Annotated[
@@ -137,7 +139,10 @@ def view(
     port: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Listen at N and N + 1, as a tunnel needs it. 0: any that are free."
+            min=0,
+            max=65534,
+            metavar="N",
+            help="Listen at N and N + 1, as a tunnel needs it. 0: any that are free.",
         ),
     ] = 0,
     screenshot: Annotated[
@@ -213,7 +218,7 @@ def speed(
     ] = "64,64,64",
     seconds: Annotated[float, typer.Option(help="How long to measure, about.")] = 10.0,
     threads: Annotated[int, typer.Option(help="Threads that read.")] = 2,
-    memory: Annotated[int, typer.Option(metavar="MIB", help="Memory for blocks.")] = 256,
+    memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="Memory for blocks.")] = 256,
     json_path: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -239,7 +244,9 @@ def speed(
 
 @app.command("bench-train", rich_help_panel=PANEL)
 def bench_train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Whose training: dense-ssl.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Whose training: dense-ssl, segment or mae.")
+    ],
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start from a preset of the recipe.")
     ] = None,

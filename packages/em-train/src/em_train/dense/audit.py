@@ -50,14 +50,25 @@ def shuffle_audit(
 
     Returns None when a signal asked to stop.
     """
+    if config.data.batch_size < 2:
+        raise ValueError(
+            f"data.batch_size of the run is {config.data.batch_size}; the shuffle audit gives every "
+            "target the context of another of the batch: wanted 2 or more, or leave it out with "
+            "--audit-steps 0"
+        )
     changes = {
         "data": {"shuffle_context": True},
         "optim": {
             "steps": steps,
             "warmup_steps": min(config.optim.warmup_steps, steps // 10),
         },
-        # Nothing that only a person looks at.
-        "run": {"picture_every": 10 * steps, "checkpoint_every": 10 * steps, "log_every": 5},
+        # Weights from elsewhere are not trained afresh; and nothing that only a person looks at.
+        "run": {
+            "init": None,
+            "picture_every": 10 * steps,
+            "checkpoint_every": 10 * steps,
+            "log_every": 5,
+        },
     }
     layers = [Layer("run", dataclasses.asdict(config)), Layer("audit", changes)]
     audited = configuration.resolve(type(config), layers)

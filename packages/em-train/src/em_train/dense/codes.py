@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from em_train import config as configuration
-from em_train.config import Layer
 from em_train.dense.data import DataConfig
 from em_train.engine.device import choose_device
 from em_train.engine.run_config import RunConfig
-from em_train.engine.run_folder import stored_config
+from em_train.engine.run_folder import stored_part
 
 PIXELS_AT_ONCE = 1 << 20  # of a batch: the features of many more do not fit into caches
 
@@ -29,9 +27,8 @@ class StoredRun(NamedTuple):
 
 def open_run(run: Path) -> StoredRun:
     """The encoder of a dense-ssl run, on the device that the run chose, and what it read."""
-    stored = stored_config(run, "dense-ssl")
-    data = configuration.resolve(DataConfig, [Layer(stored.origin, stored.values["data"])])
-    how = configuration.resolve(RunConfig, [Layer(stored.origin, stored.values["run"])])
+    data = stored_part(run, "dense-ssl", "data", DataConfig)
+    how = stored_part(run, "dense-ssl", "run", RunConfig)
     encoder: Any = em_models.load(run / "weights" / "encoder")
     return StoredRun(encoder.to(choose_device(how.device)).eval(), data)
 

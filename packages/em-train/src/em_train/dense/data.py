@@ -45,7 +45,8 @@ class DataConfig:
     samples_per_epoch: PositiveInt = 2000
     """Stacks after which an epoch is counted."""
     memory_gib: PositiveFloat = 2.0
-    """Memory for voxels in GiB. Volumes that fit are held; larger ones are read block by block."""
+    """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
+    read block by block."""
     threads: PositiveInt = 2
     """Reading threads."""
     photometry: NonNegativeFloat = 0.3

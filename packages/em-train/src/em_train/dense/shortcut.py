@@ -30,6 +30,7 @@ from em_train.dense.position import (
     read_crops,
     shift_kappa,
 )
+from em_train.engine.figures import blank_nan
 from em_train.metrics import (
     effective_classes,
     kappa,
@@ -171,15 +172,11 @@ class Proof:
 
     def as_json(self) -> dict[str, Any]:
         """All of it for a file, NaN as None."""
-        found = asdict(self)
-        figures = found["figures"]
-        for name, value in figures.items():
-            if isinstance(value, float) and math.isnan(value):
-                figures[name] = None
-        for verdict in found["verdicts"]:
-            if verdict["value"] is not None and math.isnan(verdict["value"]):
-                verdict["value"] = None
-        return {"passed": self.passed, "sentence": self.sentence, **found}
+        return {
+            "passed": self.passed,
+            "sentence": self.sentence,
+            **blank_nan(asdict(self)),
+        }
 
 
 def prove(

@@ -57,10 +57,15 @@ def save(
     return path
 
 
-def load(folder: Path, *, world: str = "any") -> dict[str, Any]:
-    """The newest checkpoint that is whole; with `world="same"`, of as many processes as now."""
-    problems = []
-    for path in reversed(_steps(folder)):
+def load(folder: Path, *, world: str = "any", best: bool = False) -> dict[str, Any]:
+    """The newest checkpoint that is whole, with `best` rather the best where there is one.
+
+    With `world="same"`, one of as many processes as now.
+    """
+    problems, paths = [], _steps(folder)[::-1]
+    if best and (folder / "best").exists():
+        paths.insert(0, (folder / "best").resolve())
+    for path in paths:
         try:
             state = read(path)
         except DAMAGE as error:
@@ -99,11 +104,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def initialise(networks: nn.Module, run: str | Path) -> None:
-    """Give networks the averaged weights of the newest checkpoint of a run, and nothing else of it."""
+    """Give networks the averaged weights of the best checkpoint of a run, else of the newest."""
     folder = Path(run) / "checkpoints"
     if not exists(folder):
         raise CheckpointError(f"no checkpoint in {folder}; give --init the folder of a run")
-    state = load(folder)
+    state = load(folder, best=True)
     average = state.get("average", {})
     weights = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
     _refuse_other_weights(networks, weights or state.get("networks", {}), folder)

@@ -70,13 +70,25 @@ class Places:
         """The device that the choice implies."""
         if self.processes is not None or self.gpus == "0":
             return "cpu"
-        return "cuda" if self.gpus not in (None, "auto") else None
+        if self.gpus == "auto":
+            return "cuda" if self.count() else None
+        return "cuda" if self.gpus else None
 
 
 def train(
-    recipe: ModuleType, command: str, config: Any, path: Path, *, resume: bool, places: Places
+    recipe: ModuleType,
+    command: str,
+    config: Any,
+    path: Path,
+    *,
+    resume: bool,
+    places: Places,
+    again: str | None = None,
 ) -> int:
-    """Train a resolved configuration in the run folder `path`; the exit code."""
+    """Train a resolved configuration in the run folder `path`; the exit code.
+
+    `again` is the command that goes on with it, where that is more than this run.
+    """
     processes = None if is_worker() else places.count()
     if processes is None:
         done = work(recipe, command, config, path, resume=resume)
@@ -85,10 +97,12 @@ def train(
         recipe.check(config)
         code = supervise([*sys.argv[1:], "--out", str(path)], path, processes)
     if not is_worker():
-        again = f"emtrain {command} --out {shlex.quote(str(path))} --resume"
-        if processes is not None:
-            again += f" --gpus {places.gpus}" if places.processes is None else ""
-            again += f" --processes {places.processes}" if places.processes is not None else ""
+        if again is None:
+            again = f"emtrain {command} --out {shlex.quote(str(path))} --resume"
+            if places.processes is not None:
+                again += f" --processes {places.processes}"
+            elif processes is not None:
+                again += f" --gpus {places.gpus}"
         if code == SAVED:
             print(f"saved; go on with: {again}", file=sys.stderr)
         elif code == 0:

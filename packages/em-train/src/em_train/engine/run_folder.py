@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from em_train import config as configuration
 from em_train.engine.whole import remove_leftovers, replacing
@@ -32,9 +32,11 @@ from em_train.errors import RunFolderError
 if sys.platform != "win32":
     import fcntl
 
+T = TypeVar("T")
+
+OWN = (".lock", ".config.json.tmp")  # what a start that was killed may leave before there is a run
 # What may differ when a run is resumed: nothing that changes its result. That the data are the same
 # is checked by the recipe, wherever they lie now.
-OWN = (".lock", ".config.json.tmp")  # what a start that was killed may leave before there is a run
 FREE_KEYS = ("run.", "data.threads", "data.volumes")
 
 
@@ -185,6 +187,12 @@ def stored_config(path: Path, command: str) -> configuration.Layer:
     if not (path / "config.json").exists():
         raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
     return configuration.file_layer(path / "config.json", command)
+
+
+def stored_part(path: Path, command: str, group: str, cls: type[T]) -> T:
+    """One group of the configuration that a run was started with, such as `data`."""
+    stored = stored_config(path, command)
+    return configuration.resolve(cls, [configuration.Layer(stored.origin, stored.values[group])])
 
 
 def _hold(folder: RunFolder) -> None:

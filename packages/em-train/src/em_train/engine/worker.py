@@ -51,7 +51,7 @@ def die_with_parent() -> None:
 def work(recipe: ModuleType, command: str, config: Any, path: Path, *, resume: bool) -> bool:
     """Train as one of the processes; True when all steps are done, False when asked to stop."""
     from em_train import tensorboard
-    from em_train.engine import distributed
+    from em_train.engine import checkpoint, distributed
     from em_train.engine.device import choose_device
     from em_train.engine.run_folder import RunFolder, discard, new_run, resumed_run
 
@@ -61,18 +61,20 @@ def work(recipe: ModuleType, command: str, config: Any, path: Path, *, resume: b
     cuda = choose_device(config.run.device).type == "cuda"
     with distributed.joined(cuda):
         restarts = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+        begun = False  # a run that ended before its first checkpoint begins, also with --init
         if distributed.leads():
             resume = resume or _again(path, restarts)
             folder = (resumed_run if resume else new_run)(path, config, command)
             if not resume:
                 _sign(path)
+            begun = checkpoint.exists(folder.checkpoints)
         # Who leads may have failed: then the others end here, in the middle of this exchange.
-        resume = distributed.largest(int(resume)) > 0
+        begun = distributed.largest(int(begun)) > 0
         if not distributed.leads():
             folder = RunFolder(path, leads=False)
         folder.mirrored = config.run.tensorboard
         try:
-            done: bool = recipe.run(config, folder, resume=resume)
+            done: bool = recipe.run(config, folder, resume=begun)
         except Exception as error:
             if folder.begun:  # what is refused leaves a folder as it was
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -63,7 +63,8 @@ class DataConfig:
     empty_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw a cube again when more of it than this share has one value. Without it, keep all."""
     memory_gib: PositiveFloat = 2.0
-    """Memory for voxels in GiB. Volumes that fit are held; larger ones are read block by block."""
+    """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
+    read block by block."""
     threads: PositiveInt = 2
     """Reading threads."""
 

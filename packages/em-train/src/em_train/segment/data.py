@@ -64,7 +64,8 @@ class DataConfig:
     augment: Literal["none", "plain", "fib-sem", "ss-tem"] = "plain"
     """plain: turns, flips and grey values. fib-sem and ss-tem: all that befalls such volumes."""
     memory_gib: PositiveFloat = 2.0
-    """Memory for voxels in GiB. Volumes that fit are held; larger ones are read block by block."""
+    """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
+    read block by block."""
     threads: PositiveInt = 2
     """Reading threads."""
     checked_slices: PositiveInt = 16

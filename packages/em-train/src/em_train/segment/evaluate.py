@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from em_train.engine.figures import blank_nan
 from em_train.engine.progress import say
 from em_train.evaluate import Protocol
 from em_train.segment.check import Window, choose_windows, examine, save_case
@@ -28,7 +29,7 @@ from em_train.segment.instances import (
     judge_instances,
     overlaps,
 )
-from em_train.segment.labels import Classes, open_labels
+from em_train.segment.labels import Classes, open_labels, parse
 from em_train.segment.metrics import SCORES, ClassScore
 from em_train.segment.tiles import open_run
 
@@ -54,7 +55,9 @@ class Evaluation:
         return {
             "protocol": self.protocol,
             "classes": [one.as_json() for one in self.classes],
-            "instances": [{"of": text} | asdict(one) for text, one in self.instances.items()],
+            "instances": [
+                {"of": text} | blank_nan(asdict(one)) for text, one in self.instances.items()
+            ],
         }
 
     def show(self) -> None:
@@ -109,7 +112,7 @@ def evaluate(
     Args:
         run: folder of the run.
         fit: address of the raw volume, and its labels as for `emtrain segment`; by default, those of
-            the run.
+            the run, where it is a volume of the run or has label images of these names.
         score: not for segmentation, where nothing is left to fit.
         protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
         at_nm: voxel size instead of that of the run.
@@ -125,9 +128,15 @@ def evaluate(
     stored = open_run(run)
     data = stored.data if at_nm is None else replace(stored.data, at_nm=at_nm)
     volume = open_volume(fit[0], at_nm=data.at_nm)
+    trained = Path(fit[0]).resolve() in {Path(one).resolve() for one in data.volumes}
+    options = fit[1] or data.labels
+    if not (fit[1] or trained or all(parse(one).address in volume.label_names for one in options)):
+        raise ValueError(
+            f"{fit[0]} is not what {run} was trained on; name its labels with --labels, as NAME=ADDRESS"
+        )
     (labels,), classes = open_labels(
         [volume],
-        fit[1] or data.labels,
+        options,
         at_nm=data.at_nm,
         ignore=data.ignore,
         exclusive=data.exclusive,
@@ -157,7 +166,6 @@ def evaluate(
         [volume], [grey_range(volume)], [labels], classes, split, protocol.slices
     )
     check_scored(windows, classes)
-    trained = set(data.volumes) & {fit[0], str(Path(fit[0]).absolute())}
     if trained and protocol.score_z is None:
         say(
             f"{fit[0]} was trained on: scores of all its slices flatter; choose some with --score-z"
@@ -180,9 +188,10 @@ def evaluate(
     if picture:
         save_case(worst, picture)
         save_case(best, picture.with_stem(f"{picture.stem}-best"))
-    described = asdict(protocol) | {
+    described = {
         "data": volume.source,
-        "labels": list(fit[1] or data.labels),
+        "labels": list(options),
+        "score_z": protocol.score_z,
         "slices": [window.where for window in windows],
     }
     judged = {text: judge_instances(one.overlaps) for text, one in dividing.items()}

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from em_train.engine.figures import blank_nan
+
 TILE_VX = 256  # side of the squares that are drawn for the intervals
 ROUNDS = 1000  # draws of the bootstrap
 LEVELS = 256  # of a probability
@@ -50,14 +52,10 @@ class ClassScore:
     def as_json(self) -> dict[str, Any]:
         """Flat, with None for what is not a number."""
         found: dict[str, Any] = {"class": self.name, "threshold": self.threshold}
-        found |= {name: _number(value) for name, value in self.scores.items()}
-        found |= {f"{k}_interval": [*map(_number, pair)] for k, pair in self.intervals.items()}
-        found["average_precision"] = _number(self.average_precision)
-        found["slices"] = {
-            where: {name: _number(value) for name, value in one.items()}
-            for where, one in self.slices.items()
-        }
-        return found
+        found |= self.scores
+        found |= {f"{name}_interval": pair for name, pair in self.intervals.items()}
+        found |= {"average_precision": self.average_precision, "slices": self.slices}
+        return dict(blank_nan(found))
 
 
 def judge(
@@ -264,7 +262,3 @@ def _part(axis: int, *parts: slice) -> tuple[slice, ...]:
     index = [slice(None)] * 3
     index[axis : axis + len(parts)] = parts
     return tuple(index)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -16,12 +16,10 @@ from em_data.blend import Model, TileGrid, predict_block
 from em_models import UNet
 from torch import Tensor, nn
 
-from em_train import config as configuration
-from em_train.config import Layer
 from em_train.engine.device import choose_device
 from em_train.engine.precision import Precision, autocast
 from em_train.engine.run_config import RunConfig
-from em_train.engine.run_folder import stored_config
+from em_train.engine.run_folder import stored_part
 from em_train.segment.data import DataConfig
 from em_train.segment.loss import LossConfig
 
@@ -44,21 +42,20 @@ class StoredRun(NamedTuple):
 
 def open_run(run: Path) -> StoredRun:
     """The best network of a run, on the device that the run chose, and how it is read."""
-    stored = stored_config(run, "segment")
+    how = stored_part(run, "segment", "run", RunConfig)
     try:
         classes = json.loads((run / "classes.json").read_text())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{run} has no classes.json; finish the run first, with emtrain segment --resume"
         ) from None
-    how = configuration.resolve(RunConfig, [Layer(stored.origin, stored.values["run"])])
     device = choose_device(how.device)
     return StoredRun(
         network=em_models.load(run / "weights" / "network").to(device).eval(),
         names=tuple(classes["names"]),
         thresholds=tuple(classes["thresholds"]),
-        data=configuration.resolve(DataConfig, [Layer(stored.origin, stored.values["data"])]),
-        loss=configuration.resolve(LossConfig, [Layer(stored.origin, stored.values["loss"])]),
+        data=stored_part(run, "segment", "data", DataConfig),
+        loss=stored_part(run, "segment", "loss", LossConfig),
         device=device,
         precision=how.precision,
     )
