@@ -12,6 +12,7 @@ from em_train.patch_probe import (
     ProbeConfig,
     Probing,
     _judge,
+    check_classes,
     patch_labels,
     print_probing,
     slabs,
@@ -104,3 +105,13 @@ def test_wrong_settings_are_refused():
             ProbeConfig(label=label)
     with pytest.raises(ValueError, match="at least one seed"):
         ProbeConfig(seeds=0)
+
+
+def test_slices_without_any_class_are_refused(capsys):
+    present = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    names = ("rest", "membrane", "synapse")
+    with pytest.raises(ValueError, match="--score-z counts as membrane, synapse; .* smaller share"):
+        check_classes(present, names, "--score-z")
+    present[1, 0, 2, 2] = True
+    check_classes(present, names, "--score-z")
+    assert "counts as synapse: left out of the mean" in capsys.readouterr().err

@@ -156,6 +156,8 @@ def probe(
     sides = [patch_labels(slab, truth, config.share()) for slab in (fit, score)]
     if not all(bool(known.any()) for _, known in sides):
         raise ValueError("no patch of the slices to fit, or to score, is labelled all over")
+    for option, (present, known) in zip(("--fit-z", "--score-z"), sides, strict=True):
+        check_classes(present & known, truth.names, option)
     methods: list[Method] = []
     for name, one in [("run", first), *((path.name, open_run(path)) for path in beside)]:
         same = one.open(address)
@@ -257,6 +259,19 @@ def patch_labels(slab: Slab, truth: Truth, share: float | None) -> tuple[Tensor,
         most = whole.argmax(0)
         return torch.stack([most == number for number in range(classes)]), known
     return whole >= share * pz * py * px, known
+
+
+def check_classes(present: Tensor, names: Sequence[str], option: str) -> None:
+    """Refuse slices none of whose patches (C, z, y, x) has a class; say which classes are missing."""
+    missing = [n for n, there in zip(names[1:], present[1:], strict=True) if not there.any()]
+    if not missing:
+        return
+    words = f"no patch of the slices of {option} counts as {', '.join(missing)}"
+    if len(missing) == len(names) - 1:
+        raise ValueError(
+            f"{words}; choose other slices, or a smaller share of a patch with --label"
+        )
+    say(f"probe   {words}: left out of the mean")
 
 
 def _judge(
