@@ -271,7 +271,7 @@ def check_classes(present: Tensor, names: Sequence[str], option: str) -> None:
         raise ValueError(
             f"{words}; choose other slices, or a smaller share of a patch with --label"
         )
-    say(f"probe   {words}: left out of the mean")
+    say(f"probe   {words}")
 
 
 def _judge(
