@@ -7,7 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from em_data import Box, CubeConfig, SplitConfig, Volume
+from em_data import Box, CubeConfig, SplitConfig, Volume, open_volume
 from em_data.places import end_of
 from em_train.mae.data import (
     DataConfig,
@@ -153,3 +153,13 @@ def test_grids_and_refusals():
     loader = make_loader(volumes, split, nothing, seed=0)
     with pytest.raises(ValueError, match="nothing is held out"):
         held_out(loader, split, nothing, seed=0)
+
+
+@pytest.mark.parametrize("depth", [160, 192, 700])
+def test_as_much_is_held_out_as_a_cube_needs(depth):
+    volume = open_volume(np.zeros((depth, 64, 64), np.uint8))
+    split = split_data([volume], DataConfig())
+    (held,) = split.held_out[0]
+    assert held.size_vx[0] == max(32, depth // 10)
+    for region in (split.training[0], split.validation[0]):
+        assert any(min(box.size_vx) >= 64 for box in region.inside)

@@ -7,7 +7,7 @@ a grid; block shuffle reads their chunks once and serves many cubes of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +24,7 @@ from em_data import (
 from em_data.clahe import clahe
 from em_data.geometry import Int3, int3
 from em_data.loader import Batch, Loader
-from em_data.places import intersect
+from em_data.places import bounds, intersect
 from em_models import Voxels
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -102,6 +102,10 @@ def split_data(volumes: Sequence[Volume], config: DataConfig) -> Split:
     training, validation, held_out = [], [], []
     for number, (shape, own) in enumerate(zip(shapes, boxes, strict=True)):
         settings = config.split if number in chosen else SplitConfig(last_z=0)
+        if settings.last_z and settings.z is None and not settings.boxes:
+            # A cube with its centre there must fit between the gap and the end.
+            least = (config.cube.size_vx[0] + 1) // 2 / bounds(own).size_vx[0]
+            settings = replace(settings, last_z=min(0.5, max(settings.last_z, least)))
         split = hold_out([shape], config.cube, settings, covered=[own])
         training.append(_within(split.training[0], own, config.cube))
         validation.append(_within(split.validation[0], own, config.cube))
