@@ -11,6 +11,7 @@ import em_models
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from em_data import BlockSampler, Box, GreyRange, Key, augment, new_store, open_volume
 from em_data.loader import Batch
 from em_losses import entropy_sums, mean_entropy
@@ -87,9 +88,9 @@ def test_a_run_leaves_everything_a_person_looks_at(tmp_path):
     assert not torch.equal(state["average"][key], state["networks"]["encoder.prototypes"])
 
 
-@pytest.mark.parametrize("target", ["online", "ema"])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, target, monkeypatch):
-    config = small(loss={"target": target})
+@pytest.mark.parametrize("taught", [{}, {"target": "ema"}, {"feature_target": "average"}])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, taught, monkeypatch):
+    config = small(loss=taught)
     assert start(tmp_path / "whole", config)
 
     update, seen = AveragedModel.update_parameters, []
@@ -215,7 +216,7 @@ def test_the_target_is_the_slice_at_offset_zero():
 
 
 def test_both_sides_of_the_prediction_learn_and_a_teacher_does_not():
-    config = small()
+    config = small(loss={"target": "ema"})
     networks = recipe.make_networks(config)
     slices = torch.randint(0, 255, (8, 3, 89, 89), dtype=torch.uint8)
 
@@ -235,6 +236,23 @@ def test_both_sides_of_the_prediction_learn_and_a_teacher_does_not():
     taught = gradient(teacher)
     assert taught[:, 2:].abs().sum() == 0 and taught[:, :2].abs().sum() > 0
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_learned_target_is_the_teachers_embedding_of_the_unchanged_slice():
+    config = small(data={"photometry": 0}, loss={"feature_target": "average"})
+    networks = symmetric_networks(config)  # a turned view is embedded like the slice itself
+    teacher = symmetric_networks(config)["encoder"]
+    torch.nn.init.normal_(teacher.embed.weight)
+    batch = batch_of(torch.randint(0, 255, (8, 3, 65, 65), dtype=torch.uint8))
+    slices = batch.image()[:, 1:2]
+    with torch.no_grad():
+        described = networks["describe"](networks["encoder"](slices).embedding)
+        expected = F.smooth_l1_loss(described, teacher(slices).raw).item()
+    terms = recipe.losses(networks, teacher, batch, config)
+    assert terms["feature"].item() == pytest.approx(expected, rel=1e-4)
+    terms["feature"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert "bank" not in networks, "nothing made by hand"
 
 
 def test_slices_are_changed_and_turned_before_they_are_seen(monkeypatch):

@@ -62,6 +62,7 @@ TABLES: dict[str, dict[str, Settings]] = {
         "no second view": ("loss.view_weight=0",),
         "no InfoNCE": ("loss.contrast_weight=0",),
         "no filter bank": ("loss.feature_weight=0",),
+        "learned target instead of the bank": ("loss.feature_target=average",),
         "filter bank alone": (
             "loss.context_weight=0",
             "loss.view_weight=0",

@@ -49,7 +49,7 @@ class ModelConfig:
     """How much frequent clusters are preferred. 0: clusters of like size; 1: few are really used."""
     settle_texture: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """What local texture, as the filter bank would measure it, has to say in which places are alike: its
-    share in their distances. Needs loss.feature_weight. 0: the embedding as it was trained."""
+    share in their distances. Needs the filter bank as loss.feature_target. 0: the embedding as trained."""
 
     @property
     def chosen(self) -> DenseEncoderConfig | TimmEncoderConfig:
@@ -80,13 +80,19 @@ def predictor_config(model: ModelConfig, *, neighbours: int) -> SlicePredictorCo
 
 
 def networks_of(
-    model: ModelConfig, predictor: SlicePredictorConfig, *, contrasts: bool, textures: int
+    model: ModelConfig,
+    predictor: SlicePredictorConfig,
+    *,
+    contrasts: bool,
+    textures: int,
+    learned: bool,
 ) -> nn.ModuleDict:
     """New networks.
 
     Args:
         contrasts: whether embeddings are told apart, and foreseen from their neighbours.
         textures: over how many sizes of window the features of the filter bank are described.
+        learned: describe another encoder's embedding instead.
     """
     encoder, channels = encoder_of(model), model.chosen.embedding
     networks = nn.ModuleDict({"encoder": encoder, "predictor": SlicePredictor(predictor)})
@@ -98,6 +104,8 @@ def networks_of(
         bank = FilterBank(FilterBankConfig())
         networks["bank"] = bank
         networks["describe"] = nn.Conv2d(channels, bank.config.features * textures, 1)
+    elif learned:
+        networks["describe"] = nn.Conv2d(channels, channels, 1)
     return networks
 
 

@@ -3,11 +3,11 @@
     emtrain dense-ssl --data VOLUME --out RUN
 
 A position-free encoder gives every pixel an embedding and a softmax over K classes. Three things are
-asked of them. What continues through the volume: a small predictor guesses the codes and embeddings of
-a slice from its neighbours. What stays the same: two views of that slice, turned, mirrored and changed
-in contrast by themselves, must agree. What is there: the embedding describes the texture around its
-pixel, as a filter bank measures it. A floor under the entropy of the mean code keeps the classes from
-collapsing into one.
+asked of them (dense/loss.py). What continues through the volume: a small predictor guesses the codes
+and embeddings of a slice from its neighbours. What stays the same: two views of that slice, turned,
+mirrored and changed in contrast by themselves, must agree. What is there: the embedding describes the
+texture around its pixel, as a filter bank measures it. A floor under the entropy of the mean code
+keeps the classes from collapsing into one.
 
     stacks -> views -> encoder -> predictor -> CE, InfoNCE, features + floor(H̄) -> AdamW, EMA
 """
@@ -18,27 +18,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from em_data import BlockSampler
 from em_data.loader import Batch, Loader
-from em_losses import (
-    cross_entropy,
-    cross_sample_variance,
-    draw_directions,
-    draw_places,
-    entropy_floor,
-    entropy_of_mean,
-    entropy_sums_and_probabilities,
-    equivariance,
-    info_nce,
-    kernels_in_use,
-    mean_entropy,
-    pick,
-    sigreg,
-)
+from em_losses import kernels_in_use
 from em_models import (
     FilterBankConfig,
     Geometry,
@@ -46,11 +31,11 @@ from em_models import (
     count_parameters,
     save,
 )
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from em_train.dense.data import DataConfig, make_loader
-from em_train.dense.features import features_of, standardise
+from em_train.dense.features import standardise
+from em_train.dense.loss import Chance, LossConfig, terms_of
 from em_train.dense.networks import (
     ModelConfig,
     bank_of,
@@ -63,7 +48,6 @@ from em_train.dense.settle import settle
 from em_train.dense.views import clean_targets, look
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device
-from em_train.engine.distributed import reduce
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
@@ -72,51 +56,7 @@ from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
-from em_train.metrics import effective_classes
 from em_train.reading import fingerprint, open_volumes
-
-DIRECTIONS = 64  # of SIGReg, drawn anew every step
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What is asked for. A weight of 0 leaves a term out."""
-
-    target: Literal["online", "detached", "ema"] = "online"
-    """Who gives the target codes: the encoder itself, with gradient or without, or its moving average."""
-    context_weight: NonNegativeFloat = 0.5
-    """Weight of the cross-entropy between the target's codes and those that its neighbours predict."""
-    view_weight: NonNegativeFloat = 0.5
-    """Weight of the cross-entropy between the codes of two views of the target."""
-    spread: Literal["floor", "information", "sigreg"] = "floor"
-    """What keeps the classes from falling together: a floor under the entropy H̄ of the mean code; as
-    much H̄ as possible; or the distance of the images' mean codes from a normal distribution."""
-    spread_weight: NonNegativeFloat = 5.0
-    """Weight of that."""
-    classes_at_least: Annotated[float, Field(ge=1)] = 30.0
-    """The floor under exp(H̄), the number of classes that the mean code is spread over."""
-    sharpen_weight: NonNegativeFloat = 0.1
-    """Weight of the mean entropy of the pixels' codes: higher makes them more decided."""
-    contrast_weight: NonNegativeFloat = 0.5
-    """Weight of InfoNCE between two views of a place, and between what its neighbours predict and it."""
-    contrast_pixels: PositiveInt = 1024
-    """Places of a batch that are told apart."""
-    contrast_temperature: PositiveFloat = 0.1
-    """Temperature of InfoNCE: lower looks at the most similar places only."""
-    feature_weight: NonNegativeFloat = 4.0
-    """Weight of the regression of the filter bank's features from the embedding."""
-    feature_pools: tuple[PositiveInt, ...] = (1,)
-    """Sides of the windows of codes over which these features are averaged, odd: 1 is a place by
-    itself, larger ones say what kind of texture it lies in."""
-    variance_weight: NonNegativeFloat = 0.0
-    """Weight of the variance over samples of the codes at one place, which is made large."""
-    equivariance_weight: NonNegativeFloat = 0.0
-    """Weight of the squared difference between codes of a turned image and turned codes."""
-
-    @property
-    def views(self) -> int:
-        """How many times the target is seen."""
-        return 2 if self.view_weight or self.contrast_weight or self.equivariance_weight else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +106,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Model: the encoder, the predictor, and the moving average of both.
     torch.manual_seed(config.run.seed)  # here, because what was loaded before may have drawn
     networks = make_networks(config)
-    if config.loss.feature_weight:
+    if config.loss.asks_bank:
         standardise(bank_of(networks), loader, config.data)
     networks.to(device)
     if config.run.init and not resume:
@@ -207,7 +147,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         for number, batch in enumerate(watch, start * every + 1):
             step = math.ceil(number / every)
             with precision.autocast(config.run.precision, device):
-                teacher = averaged["encoder"] if config.loss.target == "ema" and step > 1 else None
+                teacher = averaged["encoder"] if config.loss.asks_average and step > 1 else None
                 terms = measure(teacher, batch.to(device), config)
             if not update(terms["loss"]):
                 continue  # more batches belong to this step
@@ -246,9 +186,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 clean_targets(batch.to(device), middle=middle, rim=edge)
                 for batch in loader.batches(0, steps)
             ),
-            describe=averaged["describe"].weight[:, :, 0, 0]
-            if config.loss.feature_weight
-            else None,
+            describe=averaged["describe"].weight[:, :, 0, 0] if config.loss.asks_bank else None,
             texture=config.model.settle_texture,
             frequency=config.model.settle_frequency,
             seed=config.run.seed,
@@ -282,127 +220,24 @@ def losses(
     networks: nn.ModuleDict, teacher: nn.Module | None, batch: Batch, config: Config
 ) -> dict[str, Tensor]:
     """The loss of one batch and the numbers that are logged beside it."""
-    weight, stack = config.loss, config.data.stack
-    encoder: Any = networks["encoder"]
-    predictor: Any = networks["predictor"]
+    data, seed = config.data, config.run.seed
     views = look(
         batch,
-        middle=stack.offsets_z.index(0),
-        count=weight.views,
+        middle=data.stack.offsets_z.index(0),
+        count=config.loss.views,
         rim=rim(config),
-        seed=config.run.seed,
-        photometry=config.data.photometry,
-        turn=config.data.turn_target,
-        shuffle=config.data.shuffle_context,
+        seed=seed,
+        photometry=data.photometry,
+        turn=data.turn_target,
+        shuffle=data.shuffle_context,
     )
-    b, n = views.context.shape[:2]
-    v = views.targets.shape[1]
-
-    # Codes and embeddings of all images; those of the views turned back to lie on the context.
-    images = torch.cat([views.context, views.targets], 1).flatten(0, 1)[:, None]
-    codes = encoder(images)
-    logits, embedding = (maps.float().unflatten(0, (b, n + v)) for maps in codes[:2])
-    sums, p = entropy_sums_and_probabilities(logits.flatten(0, 1))
-    p = p.unflatten(0, (b, n + v))  # (B, N + V, K, Y, X)
-    m = predictor.margin
-    inner = (..., slice(m, -m), slice(m, -m))
-    seen = views.back(embedding[:, n:])  # (B, V, E, Y, X)
-    if teacher is None:
-        target = views.back(p[:, n:])  # (B, V, K, Y, X)
-        target = target.detach() if weight.target == "detached" else target
-    else:
-        with torch.no_grad():
-            logits_ema = teacher(images).logits.float().unflatten(0, (b, n + v))
-            target = views.back(logits_ema[:, n:].softmax(2))
-    terms = {}
-
-    # What continues through the volume, and what stays the same between views.
-    prediction = predictor(p[:, :n]).float()  # (B, K, Y − 2m, X − 2m)
-    terms["pred"] = cross_entropy(target[:, 0][inner], prediction, reduce=reduce)
-    loss = weight.context_weight * terms["pred"]
-    if weight.view_weight:
-        first, second = views.back(logits[:, n:]).unbind(1)
-        terms["view"] = 0.5 * (
-            cross_entropy(target[:, 0], second, reduce=reduce)
-            + cross_entropy(target[:, 1], first, reduce=reduce)
-        )
-        loss = loss + weight.view_weight * terms["view"]
-    if weight.contrast_weight:
-        project, foresee = networks["project"], networks["foresee"]
-        keys = project(seen.flatten(0, 1)).unflatten(0, (b, v))
-        foreseen = project(foresee(embedding[:, :n]))  # (B, D, Y − 2m, X − 2m)
-        for name, one, other in (
-            ("contrast_context", foreseen, keys[:, 0][inner]),
-            ("contrast_view", keys[:, 0], keys[:, 1]),
-        ):
-            places = places_of(batch, one, config)
-            terms[name] = info_nce(
-                pick(one, places),
-                pick(other, places),
-                temperature=weight.contrast_temperature,
-                gather=distributed.gather,
-                reduce=reduce,
-            )
-            loss = loss + weight.contrast_weight * terms[name]
-
-    # What is there: the features of the target as it was before any change.
-    if weight.feature_weight:
-        with torch.no_grad():
-            features = features_of(bank_of(networks), views.clean, encoder, weight.feature_pools)
-        described = networks["describe"](seen.flatten(0, 1)).float().unflatten(0, (b, v))
-        terms["feature"] = F.smooth_l1_loss(described, features[:, None].expand_as(described))
-        loss = loss + weight.feature_weight * terms["feature"]
-
-    # Keep the codes spread over classes, decide every pixel.
-    spread, undecided = entropy_of_mean(sums, reduce=reduce), mean_entropy(sums, reduce=reduce)
-    if weight.spread == "sigreg":
-        samples = p.mean((3, 4)).flatten(0, 1)  # (B·(N + V), K)
-        epoch, number = batch.keys[0]
-        step = (epoch * config.data.samples_per_epoch + number) // config.data.batch_size
-        key = (config.run.seed, step)  # the same for all processes
-        directions = draw_directions(DIRECTIONS, samples.shape[1], key=key).to(samples)
-        terms["reg"] = sigreg(samples, directions, reduce=reduce)
-    elif weight.spread == "information":
-        terms["reg"] = -spread
-    else:
-        terms["reg"] = entropy_floor(spread, floor=math.log(weight.classes_at_least))
-    loss = loss + weight.spread_weight * terms["reg"] + weight.sharpen_weight * undecided
-
-    # Two penalties of earlier attempts, off by default.
-    if weight.variance_weight:
-        terms["var"] = cross_sample_variance(p[:, n], reduce=reduce)
-        loss = loss - weight.variance_weight * terms["var"]
-    if weight.equivariance_weight:
-        still, turned = views.back(p[:, n:]).unbind(1)
-        terms["equivariance"] = equivariance(still, turned, turn=lambda maps: maps, reduce=reduce)
-        loss = loss + weight.equivariance_weight * terms["equivariance"]
-    with torch.no_grad():
-        most, hard = p.max(2)
-        plain = predictor.from_mean(p[:, :n])
-        beyond = cross_entropy(target[:, 0][inner], plain, reduce=reduce) - terms["pred"]
-    return {
-        "loss": loss,
-        **terms,
-        "information": spread - terms["pred"],
-        "beyond_mean": beyond,
-        "mean_classes": spread.exp(),
-        "cond": undecided,
-        "max_probability": most.mean(),
-        "active_classes": torch.tensor(effective_classes(hard)),
-        "unique_classes": torch.tensor(float(hard.unique().numel())),
-    }
-
-
-def places_of(batch: Batch, maps: Tensor, config: Config) -> Tensor:
-    """Pixels of maps (B, C, Y, X) to be told apart, as many of each sample: (M,)."""
-    pixels, count = maps[0, 0].numel(), config.loss.contrast_pixels // config.data.batch_size
-    drawn = [draw_places(pixels, max(2, count), key=(config.run.seed, *key)) for key in batch.keys]
-    return torch.cat([number * pixels + one for number, one in enumerate(drawn)])
+    chance = Chance(batch.keys, seed, data.batch_size, data.samples_per_epoch)
+    return terms_of(networks, teacher, views, config.loss, chance)
 
 
 def rim(config: Config) -> int:
     """Pixels that the filter bank sees and the encoder does not, at each border."""
-    if not config.loss.feature_weight:
+    if not config.loss.asks_bank:
         return 0
     geometry, pools = geometry_of(config.model), config.loss.feature_pools
     return max(0, FilterBankConfig().margin + max(pools) // 2 * geometry.pitch - geometry.margin)
@@ -420,7 +255,8 @@ def make_networks(config: Config) -> nn.ModuleDict:
         config.model,
         predictor_of(config),
         contrasts=bool(loss.contrast_weight),
-        textures=len(loss.feature_pools) if loss.feature_weight else 0,
+        textures=len(loss.feature_pools) if loss.asks_bank else 0,
+        learned=loss.feature_weight > 0 and not loss.asks_bank,
     )
 
 
@@ -431,7 +267,7 @@ def rehearse(
     volumes = open_volumes(config.data)
     loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
     networks = make_networks(config)
-    if config.loss.feature_weight:
+    if config.loss.asks_bank:
         standardise(bank_of(networks), loader, config.data)
     return networks.to(device), loader, lambda n, batch: losses(n, None, batch, config)["loss"]
 
