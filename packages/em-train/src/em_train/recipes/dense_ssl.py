@@ -66,7 +66,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1200))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1800))
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
