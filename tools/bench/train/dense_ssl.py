@@ -80,8 +80,13 @@ TABLES: dict[str, dict[str, Settings]] = {
         "two slices before and after": ("data.stack.offsets_z=[-2,-1,0,1,2]",),
     },
     "backbones": {
-        name: ("model.kind=timm", f"model.timm.backbone={name}", "model.timm.max_stride=4")
-        for name in ("convnext_atto", "resnet18")
+        name: (
+            "model.kind=timm",
+            f"model.timm.backbone={name}",
+            "model.timm.max_stride=4",
+            f"data.stack.size_vx={size}",  # in which its codes lie evenly
+        )
+        for name, size in (("convnext_atto", 136), ("resnet18", 135))
     },
     "attempts": {f"exp{n}": (f"preset {n}",) for n in range(1, 6)},
 }
