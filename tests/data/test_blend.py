@@ -157,6 +157,9 @@ def test_models_that_give_the_wrong_thing_are_refused(volume):
         predict_block(volume, lambda tiles: tiles[..., 1:-1, 1:-1], grid, box)
     with pytest.raises(FloatingPointError, match="not finite"):
         predict_block(volume, lambda tiles: tiles[:, None] * np.float32(np.nan), grid, box)
+    holed = open_volume(np.full((1, 16, 16), np.nan, np.float32))
+    with pytest.raises(FloatingPointError, match="voxels that are NaN"):
+        predict_block(holed, lambda tiles: tiles[:, None, :, 2:-2, 2:-2], grid, box)
     for wrong in ({"tile_vx": (0, 1, 1)}, {"overlap_vx": (0, 0, 4)}, {"batch": 0}):
         with pytest.raises(BoxError):
             TileGrid(**{"tile_vx": (4, 4, 4), **wrong})

@@ -33,6 +33,18 @@ def test_a_damaged_newest_is_passed_over(tmp_path):
         checkpoint.load(tmp_path)
 
 
+def test_what_was_passed_over_goes_when_the_run_goes_on(tmp_path):
+    for step in (200, 400, 600):
+        checkpoint.save(tmp_path, step, {"x": torch.zeros(100)}, best=step == 200)
+    for step in (400, 600):
+        (tmp_path / f"step-{step:08d}.pt").write_bytes(b"")
+    assert checkpoint.load(tmp_path)["step"] == 200
+    checkpoint.save(tmp_path, 300, {}, keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best", "last", "step-00000200.pt", "step-00000300.pt"]
+    assert checkpoint.load(tmp_path)["step"] == checkpoint.newest(tmp_path) == 300
+
+
 def test_nothing_and_the_unknown_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoint.load(tmp_path)

@@ -171,6 +171,12 @@ def test_numbers_that_cannot_be_are_refused():
     for wrong in ("a", "1,,2", ""):
         with pytest.raises(ValueError, match=r"--layers is .* wanted numbers such as 4,8,-1"):
             options.parse_layers("--layers", wrong)
+    assert options.parse_numbers("--position", "0,-1,8", int, positive=False) == [0, -1, 8]
+    for wrong in ("0,8,8", "8,-1,8", "8,8"):
+        with pytest.raises(ValueError, match=r"--patch is .* wanted three numbers z,y,x above 0"):
+            options.parse_numbers("--patch", wrong, int)
+    with pytest.raises(ValueError, match="--at-nm is 'nan,8,8'"):
+        options.parse_numbers("--at-nm", "nan,8,8", float)
     predict = ("predict", "run", "--data", "raw.zarr", "--out", "out.zarr")
     for arguments in (
         (*predict, "--processes", "-1"),
@@ -230,7 +236,7 @@ def test_synth_writes_what_info_describes(tmp_path):
     refused(emtrain("synth", out, "--shape", "8,64,64"), "exists already")
     refused(emtrain("synth", tmp_path / "b.zarr", "--shape", "8,64"), "--shape", "three numbers")
     refused(emtrain("synth", tmp_path / "b.zarr", "--set", "noize=1"), "did you mean noise?")
-    refused(emtrain("synth", tmp_path / "b.zarr", "--shape", "0,64,64"), "shape_vx")
+    refused(emtrain("synth", tmp_path / "b.zarr", "--shape", "0,64,64"), "above 0")
     assert not (tmp_path / "b.zarr").exists()
 
 

@@ -1,5 +1,7 @@
 """Stacks at one physical scale."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from em_data import StackConfig, open_volume
@@ -19,6 +21,17 @@ def test_only_the_asked_slices_are_learned_from():
     beyond = DataConfig(volumes=data.volumes, z=(2, 13), stack=stack)
     with pytest.raises(ValueError, match="data.z is 2:13, but .* has slices 0:12"):
         make_loader(volumes, beyond, rim=0, seed=0)
+
+
+def test_context_is_shuffled_among_two_or_more(monkeypatch):
+    stack = StackConfig(size_vx=65, offsets_z=(-1, 0, 1))
+    data = DataConfig(volumes=("synthetic:shape=8x96x96",), stack=stack, shuffle_context=True)
+    volumes = open_volumes(data)
+    make_loader(volumes, replace(data, batch_size=2), rim=0, seed=0)
+    for processes in (1, 4):
+        monkeypatch.setattr(reading.distributed, "size", lambda number=processes: number)
+        with pytest.raises(ValueError, match=f"each of {processes} .* at least {2 * processes}"):
+            make_loader(volumes, replace(data, batch_size=processes), rim=0, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from em_train.dense import report as dense_report
 from em_train.dense.audit import shuffle_audit, summarise_rows
 from em_train.dense.prove import prove_stored_run
 from em_train.engine.run_folder import RunFolder, new_run
-from em_train.evaluate import Protocol, open_truth, score_codes
+from em_train.evaluate import Pixels, Protocol, open_truth, score_codes
 from em_train.predict import predict
 from em_train.recipes import dense_ssl as recipe
 
@@ -127,7 +127,7 @@ def test_codes_are_named_on_the_slices_to_fit_and_scored_on_others():
 def test_evaluation_compares_with_the_baselines_on_the_same_pixels(run, tmp_path):
     picture = tmp_path / "evaluation.png"
     protocol = Protocol(fit_z=(0, 4), score_z=(5, 8))
-    found = dense_evaluate.evaluate(run, (DATA, []), None, protocol, picture=picture)
+    found = dense_evaluate.evaluate(run, (DATA, []), None, protocol)
     rows = {row.method: row for row in found.rows}
     assert set(rows) == {
         *("grey, k-means", "smoothed grey, k-means", "filter bank, k-means"),
@@ -142,6 +142,7 @@ def test_evaluation_compares_with_the_baselines_on_the_same_pixels(run, tmp_path
     stored = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert stored["protocol"]["score_slices"] == [5, 6, 7]
     assert stored["protocol"]["voxel_size_nm"] == [17.6, 8.0, 8.0]
+    found.save_picture(picture)
     assert len(stored["rows"]) == 8 and picture.stat().st_size > 1000
 
 
@@ -157,6 +158,41 @@ def test_evaluation_scores_another_volume(run):
         dense_evaluate.evaluate(run, (DATA, []), None, Protocol(fit_z=(3, 30)))
     with pytest.raises(ValueError, match="lower --border-vx"):
         dense_evaluate.evaluate(run, (DATA, []), None, Protocol(border_vx=85))
+
+
+def test_the_same_slices_of_one_volume_are_refused(run, tmp_path, monkeypatch):
+    both = Protocol(fit_z=(0, 5), score_z=(4, 8))
+    with pytest.raises(ValueError, match=r"0:5 to fit and 4:8 to score of .* overlap"):
+        dense_evaluate.evaluate(run, (DATA, []), None, both)
+    with pytest.raises(ValueError, match=r"0:8 to fit and 0:8 to score of .* overlap"):
+        dense_evaluate.evaluate(run, (DATA, []), (DATA, []), Protocol())
+    voxels = np.random.default_rng(0).integers(0, 2, (4, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "v.npy", voxels)
+    monkeypatch.chdir(tmp_path)
+    names = "v.npy", str(tmp_path / "v.npy")  # one volume under two names
+    with pytest.raises(ValueError, match="overlap"):
+        dense_evaluate.evaluate(run, *((name, [name]) for name in names), Protocol())
+
+
+def test_few_grey_values_make_few_clusters(run, tmp_path):
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 2, (3, 10, 10)).repeat(17, 1).repeat(17, 2).astype(np.uint8)
+    np.save(tmp_path / "raw.npy", 100 + classes + rng.integers(0, 2, classes.shape, np.uint8))
+    np.save(tmp_path / "classes.npy", classes)
+    at = str(tmp_path / "raw.npy"), [str(tmp_path / "classes.npy")]
+    found = dense_evaluate.evaluate(run, at, None, Protocol(grid_vx=8))
+    (grey,) = (row.codes for row in found.rows if row.method == "grey, k-means")
+    assert 2 < grey.classes <= 3 == len(grey.names) and grey.nmi > 0.2
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_features_that_collapsed_make_one_cluster(mixture):
+    classes = torch.arange(12).view(1, 3, 4) % 3
+    pixels = Pixels([torch.zeros(12, 16)], classes, [(0, 0, 0)])
+    maps = [torch.full((5, 3, 4), 0.1)]
+    comparison = dense_evaluate.Comparison(pixels, pixels, n=3, protocol=Protocol())
+    score = comparison._kmeans(maps, maps, mixture=mixture)
+    assert score.classes == pytest.approx(1) and score.nmi == pytest.approx(0, abs=1e-9)
 
 
 def test_labels_are_found_where_they_lie(tmp_path):
@@ -235,6 +271,17 @@ def test_a_map_of_classes_lies_beside_their_probabilities(run, tmp_path):
     np.testing.assert_array_equal(codes, open_volume(tmp_path / "map.zarr")[2:4, :, :])
     share = np.stack([open_volume(out, channel=k)[2:4, :, :] for k in range(10)])
     assert np.array_equal(np.take_along_axis(share, codes[None].astype(int), 0)[0], share.max(0))
+
+
+@pytest.mark.parametrize("output", ["classes", "probabilities"])
+def test_voxels_that_are_not_finite_get_no_class(run, tmp_path, output):
+    voxels = np.random.default_rng(0).random((1, 80, 80)).astype(np.float32)
+    voxels[0, 40, 40] = np.nan
+    np.save(tmp_path / "v.npy", voxels)
+    out = tmp_path / "o.zarr"
+    with pytest.raises(FloatingPointError, match="the volume has voxels that are NaN"):
+        predict(dense_predict.__name__, run, str(tmp_path / "v.npy"), out, outputs=[output])
+    assert not out.exists()
 
 
 def test_prediction_refuses_what_it_does_not_know(run, tmp_path):

@@ -255,6 +255,15 @@ def test_a_learned_target_is_the_teachers_embedding_of_the_unchanged_slice():
     assert "bank" not in networks, "nothing made by hand"
 
 
+def test_a_rehearsal_has_the_teacher_of_the_run(monkeypatch):
+    monkeypatch.setattr(recipe, "losses", lambda networks, teacher, *_: {"loss": teacher})
+    for loss, taught in (({}, False), ({"target": "ema"}, True)):
+        networks, _, loss_of = recipe.rehearse(small(loss=loss), torch.device("cpu"))
+        teacher = loss_of(networks, None)
+        assert (teacher is not None) == taught
+        assert teacher is not networks["encoder"] and not (taught and teacher.training)
+
+
 def test_slices_are_changed_and_turned_before_they_are_seen(monkeypatch):
     config = small(data={"photometry": 0.3})
     networks = recipe.make_networks(config)

@@ -4,6 +4,7 @@ import json
 import math
 
 import em_models
+import numpy as np
 import pytest
 import torch
 from em_train.cli import app
@@ -88,6 +89,8 @@ def test_betas_and_rehearsal():
     loss = loss_of(networks, batch)
     terms = recipe.losses(networks, batch, config)
     assert torch.equal(loss, terms["loss"]) and "gradient" not in terms
+    wrapped = recipe.rehearse(small(model={"recompute": True}), torch.device("cpu"))[0]["mae"]
+    assert all("forward" in vars(block) for block in (*wrapped.encoder.blocks, *wrapped.blocks))
     # Masks depend on the samples, not on how they are spread over batches.
     model = networks["mae"]
     voxels = recipe.voxels_of(batch, config.data)
@@ -133,3 +136,16 @@ def test_what_cannot_be_is_refused_before_anything_is_written():
         small(data={"cube": {"size_vx": [7, 32, 32]}})
     with pytest.raises(ValueError, match="exceeds volume"):
         recipe.check(small(data={"cube": {"size_vx": [40, 32, 32]}}))
+    with pytest.raises(ValueError, match="nothing is held out"):
+        recipe.check(small(data={"split": {"last_z": 0}}))
+
+
+def test_a_held_out_part_that_is_blank_is_refused(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 256, (24, 64, 64)).astype(np.uint8)
+    data = {"volumes": [str(tmp_path / "v.npy")]}
+    np.save(tmp_path / "v.npy", voxels)
+    recipe.check(small(data=data))
+    voxels[12:] = 7
+    np.save(tmp_path / "v.npy", voxels)
+    with pytest.raises(ValueError, match="one value all over.* with data.split"):
+        recipe.check(small(data=data))

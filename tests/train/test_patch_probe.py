@@ -1,12 +1,17 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from em_data import GreyRange, Volume, place_mask
+from em_models import DenseEncoder, DenseEncoderConfig, Vit3d, Vit3dConfig
+from em_train import patch_probe
+from em_train.dense.data import DataConfig as DenseDataConfig
 from em_train.evaluate import Truth
-from em_train.patch_features import Slab
+from em_train.mae.data import DataConfig
+from em_train.patch_features import DenseRun, MaeRun, Slab
 from em_train.patch_probe import (
     Method,
     ProbeConfig,
@@ -15,6 +20,7 @@ from em_train.patch_probe import (
     check_classes,
     patch_labels,
     print_probing,
+    probe,
     slabs,
 )
 
@@ -61,6 +67,8 @@ def test_slices_become_rows_of_patches(labelled):
     fit, score = slabs(raw, truth, PATCH, ProbeConfig(window_vx=24))
     assert fit.size[1:] == (3, 3) and fit.origin[1:] == (1, 2)
     assert fit.origin[0] + fit.size[0] <= score.origin[0]
+    fit, score = slabs(raw, truth, PATCH, ProbeConfig(score_z=(0, 6)))
+    assert (fit.origin[0], fit.size[0], score.origin[0], score.size[0]) == (3, 2, 0, 3)
     with pytest.raises(ValueError, match="share patches"):
         slabs(raw, truth, PATCH, ProbeConfig(fit_z=(0, 9), score_z=(6, 12)))
     with pytest.raises(ValueError, match=r"--score-z is 14:20; labels are there for slices 0:16"):
@@ -105,6 +113,24 @@ def test_wrong_settings_are_refused():
             ProbeConfig(label=label)
     with pytest.raises(ValueError, match="at least one seed"):
         ProbeConfig(seeds=0)
+
+
+def test_runs_of_other_patches_are_refused(monkeypatch):
+    runs = {
+        f"mae-{z}": MaeRun(
+            Vit3d(Vit3dConfig(patch_vx=(z, 8, 8), width=24, depth=1, heads=2)), DataConfig()
+        )
+        for z in (2, 4)
+    }
+    encoder = DenseEncoder(DenseEncoderConfig(channels=(4,) * 6, embedding=4))
+    runs["dense"] = DenseRun(encoder, DenseDataConfig())
+    monkeypatch.setattr(patch_probe, "open_run", lambda path: runs[path.name])
+    for first, message in (
+        ("mae-2", r"mae-4 .* \(4, 8, 8\) voxels, .* \(2, 8, 8\); .* patches of one size"),
+        ("dense", r"mae-4 .* \(4, 8, 8\) voxels, .* \(1, 8, 8\); .* --patch 4,8,8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probe(Path(first), "synthetic:", [], ProbeConfig(), beside=[Path("mae-4")])
 
 
 def test_slices_without_any_class_are_refused(capsys):

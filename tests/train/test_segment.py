@@ -267,6 +267,9 @@ def test_the_encoder_of_a_dense_ssl_run_guides(tmp_path, pretrained, frozen):
     guide = em_models.load(tmp_path / "run" / "weights" / "network").guide.state_dict()
     own = em_models.load(pretrained / "weights" / "encoder").state_dict()
     assert all(torch.equal(guide[key], own[key]) for key in own) == frozen
+    rehearsed = recipe.rehearse(config, torch.device("cpu"))[0]["network"].guide
+    assert all(torch.equal(value, own[key]) for key, value in rehearsed.state_dict().items())
+    assert all(p.requires_grad != frozen for p in rehearsed.parameters())
     # The run can be the start of another.
     again = resolve(
         recipe.Config, [*layers, Layer("init", {"run": {"init": str(tmp_path / "run")}})]
@@ -302,6 +305,12 @@ def test_a_series_that_was_stopped_goes_on_with_its_guide(tmp_path, disks, pretr
     stored = json.loads((out / "slices-2" / "config.json").read_text())
     assert stored["model"]["unet"]["guide"]["embedding"] == 5
     assert (out / "series.json").exists()
+    # Once more it needs nothing that was typed; other settings are not put beside these.
+    short = ["segment", "--slices", "1,2", "--out", str(out), "--resume"]
+    assert CliRunner().invoke(app, short, catch_exceptions=False).exit_code == 0
+    for other in (["--set", "optim.steps=2"], ["--init", str(tmp_path)]):
+        told = CliRunner().invoke(app, [*short, *other])
+        assert "slices-2 was started with another configuration" in str(told.exception), told.output
 
 
 def test_a_guide_without_room_or_to_freeze_without_one_is_refused(tmp_path, pretrained):
@@ -329,6 +338,7 @@ def test_what_cannot_run_is_refused_by_name(disks):
     for groups, message in (
         ({"data": {"volumes": []}}, r"data\.volumes is empty"),
         ({"data": {"labels": []}}, r"data\.labels is empty"),
+        ({"data": {"volumes": [SYNTHETIC, f"{SYNTHETIC},voxel_nm=17.6x8x9"]}}, "8 to 9 nm along x"),
         ({"data": store | {"split": {"z": (20, 30)}}}, "20:30 leave the volume"),
         ({"data": store | {"split": {"z": (10, 12)}}}, "nothing that is held out .* is labelled"),
         ({"data": {"labels": ["glia=classes@99"]}}, "glia|classes|99"),

@@ -7,11 +7,13 @@ from em_models import UNet, UNetConfig
 from em_train.segment.check import (
     CASE_VX,
     Case,
+    Window,
     check_classes,
     choose_windows,
     examine,
     measure,
     panels,
+    slices_of,
 )
 from em_train.segment.labels import Classes
 from em_train.segment.loss import LossConfig
@@ -46,6 +48,18 @@ def test_windows_are_spread_over_the_labelled_slices(world):
     for window, z in zip(windows, (1, 3, 5), strict=True):
         np.testing.assert_array_equal(window.truth[:, 0], masks[:, z])
         assert window.known.all()
+
+
+def test_slices_in_pieces_are_counted_once():
+    raw = open_volume(np.zeros((8, 40, 60), np.uint8), voxel_size_nm=(40.0, 4.0, 4.0))
+    labels = place_labels(raw, {"a": raw})
+    pieces = (Box((0, 0, 0), (8, 20, 20)), Box((0, 10, 40), (8, 30, 20)))
+    held = Region(pieces, pieces)
+    split = Split((held,), (held,), (pieces,))
+    windows = choose_windows([raw], [GreyRange(0, 255)], [labels], Classes(names=("a",)), split, 3)
+    assert [window.where for window in windows] == [f"z {z}" for z in (1, 1, 4, 4, 6, 6)]
+    assert {window.box.origin_vx[1:] for window in windows} == {(0, 0), (10, 40)}
+    assert slices_of(windows) == ["z 1", "z 4", "z 6"]
 
 
 def test_the_loss_is_that_of_all_windows_together(world):
@@ -106,6 +120,20 @@ def test_best_and_worst_are_found(world):
     assert result[0].slices["z 3"]["dice"] == 1
     assert CASE_VX > 80  # the whole window is one square here
     np.testing.assert_array_equal(best.truth, best.found)
+
+
+@pytest.mark.parametrize("width", [300, 511, 512, 600])
+def test_truth_at_the_edge_is_in_a_square(world, width):
+    """Although no whole number of squares fits into the slice."""
+    _, model, _, _ = world
+    raw = open_volume(np.zeros((1, 20, 10 + width), np.uint8), voxel_size_nm=(40.0, 4.0, 4.0))
+    truth = torch.zeros(2, 1, 20, width, dtype=torch.bool)
+    truth[..., -1] = True
+    box = Box((0, 0, 10), (1, 20, width))
+    window = Window(raw, GreyRange(0, 255), "z 0", box, truth, torch.ones_like(truth))
+    _, worst, best = examine(model, [window], NAMES, (0.5, 0.5), LossConfig(), CPU, "fp32")
+    assert worst.where == best.where == f"z 0, y 0, x {10 + width - CASE_VX}"
+    assert worst.truth.shape == (2, 20, CASE_VX) and worst.truth[..., -1].all()
 
 
 def test_errors_are_painted():

@@ -1,14 +1,19 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from em_data import grey_range, new_store, open_volume
 from em_data.geometry import Box
+from em_train import evaluate
 from em_train.cli import app
+from em_train.commands import judge
 from em_train.config import Layer, resolve
 from em_train.engine.run_folder import new_run
+from em_train.evaluate import Protocol
 from em_train.recipes import segment as recipe
+from em_train.segment import check
 from em_train.segment.tiles import open_run, predict_logits
 from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
@@ -93,6 +98,38 @@ def test_labels_of_the_run_are_not_those_of_another_volume(run, tmp_path, monkey
     assert invoke(run / "run", "--data", same, *picture).exit_code == 0
 
 
+def test_labels_of_a_run_of_several_volumes_are_those_of_the_volume(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "two")
+    path = tmp_path / "two" / "config.json"
+    stored = json.loads(path.read_text())
+    data = stored["data"]
+    data["volumes"] = [str(tmp_path / "first.zarr"), *data["volumes"]]
+    data["labels"] = [f"mito={tmp_path / 'of-the-first.zarr'}", "mito=mito"]
+    path.write_text(json.dumps(stored))
+    scores = ("--score-z", "4:5", "--json", tmp_path / "s.json")
+    assert invoke(tmp_path / "two", "--data", run / "v.zarr", *scores).exit_code == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["protocol"]["labels"] == ["mito=mito"]
+    assert found["classes"] == json.loads((run / "run" / "scores.json").read_text())["classes"]
+
+
+def test_scores_are_written_where_a_picture_cannot_be(run, tmp_path):
+    (tmp_path / "file").touch()
+    told = invoke(
+        *(run / "run", "--data", run / "v.zarr", "--score-z", "4:5", "--json", tmp_path / "s.json"),
+        *("--picture", tmp_path / "file" / "worst.png"),
+    )
+    assert told.exit_code == 0 and "boundary_f1" in told.output
+    assert "could not be saved" in told.output and "--picture" in told.output
+    assert json.loads((tmp_path / "s.json").read_text())["classes"]
+
+
+def test_figures_that_could_not_be_written_are_refused_before_the_work(tmp_path):
+    for path in (tmp_path / "nowhere" / "s.json", tmp_path):
+        told = invoke("no-run", "--data", "no-volume", "--json", path)
+        assert told.exit_code == 2 and "--json" in told.output
+
+
 def test_instances_are_those_of_scikit_image(run, tmp_path):
     """What hangs together of a class and between it, slice by slice."""
     told = invoke(
@@ -140,6 +177,12 @@ def test_classes_that_are_not_there_are_named(run, tmp_path):
         invoke(run / "run", *late, "--score-z", "2:4")
 
 
+def test_the_help_says_what_is_looked_at():
+    told = " ".join(judge.evaluate.__doc__.split())
+    assert f"At most {Protocol().slices} slices" in told
+    assert f"{evaluate.WINDOW_VX} px of a dense-ssl run, {check.WINDOW_VX} px of a segment" in told
+
+
 def test_instances_of_another_kind_of_run_are_refused(run, tmp_path):
     (tmp_path / "config.json").write_text('{"command": "dense-ssl"}')
     with pytest.raises(ValueError, match="--instances judges segmentations"):
@@ -153,6 +196,8 @@ def test_what_does_not_fit_is_refused_by_name(run):
         (("--fit-z", "0:2"), "nothing to fit"),
         (("--score-z", "4:9"), "has slices 0:8"),
         (("--labels", "other=mito"), "knows mito, the labels are other"),
+        (("--border-vx", "40", "--no-baselines"), "--border-vx and --no-baselines would change"),
+        (("--seed", "0"), "--seed would change nothing"),
     ):
         with pytest.raises(ValueError, match=message):
             invoke(run / "run", "--data", run / "v.zarr", *options)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from em_data import new_store, open_volume
 from em_data.geometry import Box
+from em_train.commands.options import absolute_labels
 from em_train.segment.labels import (
     Classes,
     Specification,
@@ -22,10 +23,11 @@ from em_train.segment.labels import (
         ("b.h5::vol/cells@12", ("cells 12", "b.h5::vol/cells", 12)),
         ("m=s3://bucket@home/mito.zarr", ("m", "s3://bucket@home/mito.zarr", None)),
         ("big mito=a.zarr@1", ("big mito", "a.zarr", 1)),
+        ("mito(1).zarr@2", ("mito_1_ 2", "mito(1).zarr", 2)),
     ],
 )
 def test_options(text, want):
-    assert parse(text) == Specification(*want)
+    assert parse(text) == parse(absolute_labels(text)) == Specification(*want)
 
 
 def test_an_option_without_an_address_is_refused():

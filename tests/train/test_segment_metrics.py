@@ -182,6 +182,19 @@ def test_judge_gathers_slices_classes_and_intervals():
         judge([], ("a",), (0.5,))
 
 
+def test_pieces_of_a_slice_are_scored_together():
+    truth = np.zeros((1, 20, 40), bool)
+    truth[:, :10], truth[:, :, 30:] = True, True
+    probability, valid = np.full(truth.shape, 255, np.uint8), np.ones_like(truth)
+    halves = [
+        Judged("z 3", *(one[:, :, part] for one in (probability, truth, valid)))
+        for part in (slice(20), slice(20, 40))
+    ]
+    (whole,) = judge([Judged("z 3", probability, truth, valid)], ("a",), (0.5,))
+    (found,) = judge(halves, ("a",), (0.5,))
+    assert found.slices["z 3"]["precision"] == whole.slices["z 3"]["precision"] == truth.mean()
+
+
 def test_nothing_to_score_is_not_a_number():
     nothing = np.zeros((1, 8, 8), bool)
     counts = count_tiles(nothing, nothing, ~nothing, 1).sum(0)

@@ -168,6 +168,14 @@ def test_crops_without_room_say_nothing():
         crops_of_one_place(Labeller(of_texture), noise_volume((2, 65, 80)), GREY, crop_vx=65)
 
 
+def test_crops_that_the_widest_blur_does_not_fit_into_are_measured():
+    figures = measure(Labeller(of_grey), VOLUME, GREY, crop_vx=29, crops=40)
+    assert figures.grey_share > 0.8 and figures.grey_sigma == 0
+    images = read_crops(VOLUME, GREY, random_boxes(VOLUME, 29, 10, 0, 4))[:, 0]
+    shares = grey_shares(of_grey(images)[:, ::4, ::4], images, first=0, step=4)
+    assert max(shares) == 5.7
+
+
 def test_a_single_slice_has_no_neighbour():
     figures = measure(Labeller(of_texture, margin=6), noise_volume((1, 200, 200)), GREY, crop_vx=49)
     assert math.isnan(figures.z_kappa) and missed(figures) <= {"position leak"}

@@ -44,6 +44,18 @@ Settings = tuple[str, ...]
 PLAIN: Settings = ()
 FINE = ("model.encoder.strides=[1,2,1,2,1,1]", "model.encoder.dilations=[1,2,1,1,1,2]")
 PADDED = ("model.encoder.padding=zeros",)
+SHALLOW = (
+    "model.encoder.channels=[16,32,32,64,64]",
+    "model.encoder.kernels=[5,3,3,3,3]",
+    "model.encoder.strides=[2,1,1,2,1]",
+    "model.encoder.dilations=[1,1,1,1,1]",
+)
+DEEP = (
+    "model.encoder.channels=[16,32,32,64,64,64,64]",
+    "model.encoder.kernels=[5,3,3,3,3,3,3]",
+    "model.encoder.strides=[2,1,1,2,1,1,1]",
+    "model.encoder.dilations=[1,1,1,1,1,2,2]",
+)
 TABLES: dict[str, dict[str, Settings]] = {
     "default": {"default": PLAIN},
     "classes": {
@@ -73,6 +85,8 @@ TABLES: dict[str, dict[str, Settings]] = {
         "no photometry": ("data.photometry=0",),
         "photometry .7": ("data.photometry=0.7",),
         "stride-1 stem": FINE,
+        "one layer fewer": SHALLOW,
+        "one layer more": DEEP,
         "no means over windows": ("model.encoder.pools=[]",),
         "means over 7 codes": ("model.encoder.pools=[7]",),
         "code pitch 2 px": ("model.encoder.code_pitch_vx=2",),

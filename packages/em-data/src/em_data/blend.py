@@ -198,11 +198,22 @@ def _run(model: Model, tiles: np.ndarray, grid: TileGrid) -> np.ndarray:
         )
     if size != grid.tile_vx:
         out = out[(..., *Box(grid.halo_vx, grid.tile_vx).slices)]
-    if not np.isfinite(out).all():
-        raise FloatingPointError(
-            "the model gave values that are not finite; look at its weights, or predict in float32"
-        )
+    check_finite(out, tiles)
     return out.astype(np.float32, copy=False)
+
+
+def check_finite(out: np.ndarray, tiles: np.ndarray) -> None:
+    """Refuse values of a model that are not finite, and say whether the raw tiles are to blame."""
+    if np.isfinite(out).all():
+        return
+    if not np.isfinite(tiles).all():
+        raise FloatingPointError(
+            "the volume has voxels that are NaN or infinite, so the model says nothing about what "
+            "lies around them; give them finite values, or take a part of the volume without them"
+        )
+    raise FloatingPointError(
+        "the model gave values that are not finite; look at its weights, or predict in float32"
+    )
 
 
 def _add(

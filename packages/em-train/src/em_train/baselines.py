@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
+REACH = 4  # of a blur, in its σ
 REGULAR = 1e-6  # added to every variance of a mixture, so that none is zero
 
 
@@ -17,7 +18,7 @@ def smooth(slices: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of every slice: (Z, Y, X) float -> same, borders reflected."""
     if sigma == 0:
         return slices
-    radius = round(4 * sigma)
+    radius = round(REACH * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=slices.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel /= kernel.sum()

@@ -33,6 +33,7 @@ from em_train.metrics import (
     nmi,
 )
 from em_train.probe import Probe, few_of_each, fit_probe
+from em_train.ranges import check_range
 
 UNLABELLED = -1
 BORDERS = "borders:"
@@ -46,9 +47,10 @@ class Protocol:
 
     fit_z: tuple[int, int] | None = None
     """Slices [first, end) that codes are named and probes trained on. Without it, all labelled ones,
-    or the first 60 % where the same volume is scored."""
+    or the first 60 % where the same volume is scored, apart from those to score."""
     score_z: tuple[int, int] | None = None
-    """Slices [first, end) that are scored. Without it, all, or the last 30 % of the same volume."""
+    """Slices [first, end) that are scored. Without it, all, or the last 30 % of the same volume, apart
+    from those to fit."""
     border_vx: int = 40
     """Pixels at each border of a slice that are left out."""
     grid_vx: int = 4
@@ -56,7 +58,7 @@ class Protocol:
     slices: int = 16
     """At most so many slices are fitted and scored, spread evenly over their range."""
     clusters: int = 50
-    """Clusters of the baselines."""
+    """Clusters of the baselines; fewer where there are fewer distinct points."""
     seed: int = 0
     """Of the clusterings and of the pixels that probes are trained on."""
 
@@ -192,12 +194,8 @@ def choose_slices(
     option: str, wanted: tuple[int, int], truth: Truth, protocol: Protocol
 ) -> list[int]:
     """Slices of a range [first, end), evenly spread, all with labels."""
-    (first, end), labelled = wanted, truth.slices()
-    if first >= end or first < labelled.start or end > labelled.stop:
-        raise ValueError(
-            f"{option} is {first}:{end}; labels are there for slices "
-            f"{labelled.start}:{labelled.stop}, give a range of these"
-        )
+    check_range(option, wanted, truth.slices())
+    first, end = wanted
     count = min(protocol.slices, end - first)
     return sorted({int(z) for z in np.linspace(first, end - 1, count).round()})
 

@@ -36,6 +36,7 @@ from em_train.patch_features import (
     places,
     raw_patches,
 )
+from em_train.ranges import fit_and_score, overlap
 from em_train.readout import HIDDEN, average_precision, best_threshold, dice, fit_readout
 
 FITTED_SHARE = 0.5  # of the patches to fit, drawn anew with every seed; the others give thresholds
@@ -48,9 +49,11 @@ class ProbeConfig:
     """Which patches are fitted and scored, and how they are labelled."""
 
     fit_z: tuple[int, int] | None = None
-    """Slices [first, end) to fit. Without it, the first 60 % of those with labels."""
+    """Slices [first, end) to fit. Without it, the first 60 % of those with labels, apart from those to
+    score."""
     score_z: tuple[int, int] | None = None
-    """Slices [first, end) to score. Without it, the last 30 % of those with labels."""
+    """Slices [first, end) to score. Without it, the last 30 % of those with labels, apart from those to
+    fit."""
     patch_vx: Int3 | None = None
     """Size of the patches, for runs of dense-ssl; runs of mae have their own."""
     layers: tuple[int, ...] = (-1,)
@@ -151,6 +154,18 @@ def probe(
     volume = first.open(address)
     patch = first.encoder.config.patch_vx if isinstance(first, MaeRun) else config.patch_vx
     patch = int3(patch or (1, 8, 8))
+    runs = [("run", first), *((path.name, open_run(path)) for path in beside)]
+    for name, one in runs:
+        if isinstance(one, MaeRun) and one.encoder.config.patch_vx != patch:
+            own = one.encoder.config.patch_vx
+            raise ValueError(
+                f"{name} has patches of {own} voxels, and those that are compared have {patch}; "
+                + (
+                    "give runs of mae with patches of one size"
+                    if isinstance(first, MaeRun)
+                    else f"take its own with --patch {','.join(map(str, own))}"
+                )
+            )
     truth = open_truth(volume, labels, beside=open_volume(address))
     fit, score = slabs(volume, truth, patch, config)
     sides = [patch_labels(slab, truth, config.share()) for slab in (fit, score)]
@@ -159,7 +174,7 @@ def probe(
     for option, (present, known) in zip(("--fit-z", "--score-z"), sides, strict=True):
         check_classes(present & known, truth.names, option)
     methods: list[Method] = []
-    for name, one in [("run", first), *((path.name, open_run(path)) for path in beside)]:
+    for name, one in runs:
         same = one.open(address)
         if same.shape != volume.shape or same.voxel_size_nm != volume.voxel_size_nm:
             raise ValueError(
@@ -212,29 +227,22 @@ def _features(
 def slabs(volume: Volume, truth: Truth, patch: Int3, config: ProbeConfig) -> tuple[Slab, Slab]:
     """The patches to fit and to score: those that lie wholly in their slices."""
     labelled, grey, grid = truth.slices(), grey_range(volume), token_grid(volume.shape, patch)
-    count = len(labelled)
-    fit_z = config.fit_z or (labelled.start, labelled.start + math.ceil(0.6 * count))
-    score_z = config.score_z or (labelled.stop - math.ceil(0.3 * count), labelled.stop)
-    if config.fit_z is None and config.score_z is not None and fit_z[1] > score_z[0] > fit_z[0]:
-        fit_z = (fit_z[0], score_z[0])
+    fit_z, score_z = fit_and_score(labelled, config.fit_z, config.score_z)
     side = [min(n, max(1, config.window_vx // p)) for n, p in zip(grid[1:], patch[1:], strict=True)]
     start = [(n - s) // 2 for n, s in zip(grid[1:], side, strict=True)]
     found = []
     for option, (first, end) in (("--fit-z", fit_z), ("--score-z", score_z)):
         low, high = -(-first // patch[0]), min(end // patch[0], grid[0])
-        if low >= high or first < labelled.start or end > labelled.stop:
+        if low >= high:
             raise ValueError(
-                f"{option} is {first}:{end}; labels are there for slices "
+                f"{option} is {first}:{end}, which holds no patch; labels are there for slices "
                 f"{labelled.start}:{labelled.stop}, and a patch takes {patch[0]} of them, beginning at "
                 f"a multiple of {patch[0]}"
             )
         origin, size = int3([low, *start]), int3([high - low, *side])
         found.append(Slab(volume, grey, patch, origin, size))
     fit, score = found
-    if (
-        fit.origin[0] < score.origin[0] + score.size[0]
-        and score.origin[0] < fit.origin[0] + fit.size[0]
-    ):
+    if overlap(*((one.origin[0], one.origin[0] + one.size[0]) for one in found)):
         raise ValueError(
             f"slices {fit_z[0]}:{fit_z[1]} to fit and {score_z[0]}:{score_z[1]} to score share "
             "patches; give ranges apart from each other"

@@ -60,6 +60,14 @@ def open_volumes(config: ScaleConfig, *, hold: bool = True) -> list[Volume]:
     volumes = [open_at(address, config) for address in config.volumes]
     if not volumes:
         raise ValueError("data.volumes is empty; name at least one volume, with --data")
+    check_scale(volumes)
+    if hold and sum(volume.nbytes for volume in volumes) <= budget_of(config):
+        volumes = [volume.held_in_memory() for volume in volumes]
+    return volumes
+
+
+def check_scale(volumes: Sequence[Volume]) -> None:
+    """Refuse volumes whose voxels differ in size: one network sees one scale."""
     sizes = [volume.voxel_size_nm for volume in volumes if volume.voxel_size_nm is not None]
     for axis, values in zip("zyx", zip(*sizes, strict=True), strict=False):
         if max(values) > SAME_SCALE * min(values):
@@ -67,9 +75,6 @@ def open_volumes(config: ScaleConfig, *, hold: bool = True) -> list[Volume]:
                 f"the volumes have voxels of {min(values):g} to {max(values):g} nm along {axis}; one "
                 "network sees one scale: choose levels that match, with data.at_nm"
             )
-    if hold and sum(volume.nbytes for volume in volumes) <= budget_of(config):
-        volumes = [volume.held_in_memory() for volume in volumes]
-    return volumes
 
 
 def budget_of(config: ScaleConfig | BatchConfig) -> int:

@@ -159,7 +159,7 @@ def segment(
     from em_train import config as configuration
     from em_train.config import Layer
     from em_train.recipes import segment as recipe
-    from em_train.segment.series import run_series, slice_counts
+    from em_train.segment.series import begun_with, run_series, slice_counts
 
     layers = layers_of("segment", preset, config, set_)
     given: dict[str, Any] = {}
@@ -202,6 +202,9 @@ def segment(
             "--slices with several numbers runs in this process; leave --gpus and the like out"
         )
     path = out or Path("runs") / f"segment-{time.strftime('%Y%m%d-%H%M%S')}"
+    if resume:
+        own = [Layer("--init", {"run": {"init": absolute(init)}})] if init else []
+        layers[:0] = begun_with(path, counts, recipe.Config, [*layers, *own])
     # The runs that have not begun need all that was typed.
     typed = [one for one in sys.argv[1:] if one != "--resume"]
     typed += [*(() if out else ("--out", str(path))), "--resume"]

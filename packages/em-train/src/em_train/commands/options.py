@@ -23,9 +23,24 @@ app = typer.Typer(
 RECIPES = {"dense-ssl": "dense_ssl", "segment": "segment", "mae": "mae"}  # command: module
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written in the end."""
+    if path and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}; make it, or name another file")
+    return path
+
+
 Json = Annotated[
     Path | None,
-    typer.Option("--json", metavar="PATH", help="Also write the figures there as JSON."),
+    typer.Option(
+        "--json",
+        metavar="PATH",
+        dir_okay=False,
+        callback=in_a_folder,
+        help="Also write the figures there as JSON.",
+    ),
 ]
 
 ConfigFile = Annotated[
@@ -103,6 +118,12 @@ def recipe_of(run: Path, modules: dict[str, str]) -> str:
     return modules[recipe]
 
 
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave an option, rather than its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     """A half-open range such as 880:900."""
     if text is None:
@@ -132,14 +153,17 @@ def parse_channel(text: str | None) -> int | str | None:
     return int(text) if text and text.isdecimal() else text
 
 
-def parse_numbers(option: str, text: str, kind: type) -> list[Any]:
-    """Three numbers along z, y, x, such as 64,384,384."""
+def parse_numbers(option: str, text: str, kind: type, *, positive: bool = True) -> list[Any]:
+    """Three numbers along z, y, x, such as 64,384,384; of sizes, above 0."""
     try:
         values = [kind(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
         values = []
-    if len(values) != 3:
-        raise ValueError(f"{option} is {text!r}; wanted three numbers z,y,x such as 64,384,384")
+    if len(values) != 3 or (positive and not all(value > 0 for value in values)):
+        above = " above 0" if positive else ""
+        raise ValueError(
+            f"{option} is {text!r}; wanted three numbers z,y,x{above} such as 64,384,384"
+        )
     return values
 
 

@@ -165,7 +165,9 @@ def view(
 
     with viewing.opened(
         [volume, *(predictions or [])],
-        position_vx=int3(parse_numbers("--position", position, int)) if position else None,
+        position_vx=int3(parse_numbers("--position", position, int, positive=False))
+        if position
+        else None,
         layout=layout,
         port=port,
     ) as viewer:

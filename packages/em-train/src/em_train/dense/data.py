@@ -18,6 +18,7 @@ from em_data import (
 from em_data.loader import Loader
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from em_train.engine import distributed
 from em_train.reading import load
 
 
@@ -85,6 +86,12 @@ def stack_of(volumes: list[Volume], config: DataConfig, rim: int = 0) -> StackCo
 
 def make_loader(volumes: list[Volume], data: DataConfig, *, rim: int, seed: int) -> Loader:
     """Stacks of independent places, or by block shuffle where the memory is too small for all."""
+    if data.shuffle_context and distributed.share(data.batch_size, "data.batch_size") < 2:
+        raise ValueError(
+            f"data.shuffle_context swaps the stacks of a process, and with data.batch_size "
+            f"{data.batch_size} each of {distributed.size()} has one; take at least "
+            f"{2 * distributed.size()}"
+        )
     return load(
         volumes,
         stack_of(volumes, data, rim),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +37,7 @@ from em_train.evaluate import (
     score_probe,
 )
 from em_train.probe import pooled
+from em_train.ranges import fit_and_score, overlap
 from em_train.reading import open_at
 
 SAMPLE = 20_000  # points that clusters are made of
@@ -59,6 +59,8 @@ class Evaluation:
     rows: tuple[Row, ...]
     names: tuple[str, ...]
     protocol: dict[str, Any]
+    panels: Sequence[tuple[str, np.ndarray]]
+    """Raw, classes, classes named by their majority, and truth, of the middle scored slice."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it for a file."""
@@ -69,6 +71,10 @@ class Evaluation:
         """Print the table."""
         print_rows(self.rows, self.names)
 
+    def save_picture(self, path: Path) -> None:
+        """Write the panels as PNG."""
+        pictures.save_row(pictures.enlarged(self.panels), path)
+
 
 def evaluate(
     run: Path,
@@ -78,7 +84,6 @@ def evaluate(
     *,
     at_nm: tuple[float, float, float] | None = None,
     baselines: bool = True,
-    picture: Path | None = None,
 ) -> Evaluation:
     """Compare what a run learned with the truth.
 
@@ -89,7 +94,6 @@ def evaluate(
         protocol: which slices and pixels.
         at_nm: voxel size instead of that of the run.
         baselines: whether to make the baselines as well.
-        picture: where to save raw, classes, named classes and truth.
     """
     encoder, data = open_run(run)
     if at_nm is not None:
@@ -103,11 +107,9 @@ def evaluate(
             "wanted the same classes in the same order"
         )
     border = max(protocol.border_vx, encoder.geometry.margin)
+    to_fit, to_score = slices_of(fitted, scored, protocol)
     sides = []
-    for part, side, planes in (
-        ("fit", fitted, fit_slices(fitted.truth, protocol, alone=score is None)),
-        ("score", scored, score_slices(scored.truth, protocol, alone=score is None)),
-    ):
+    for part, side, planes in (("fit", fitted, to_fit), ("score", scored, to_score)):
         pixels = read_pixels(side.raw, side.truth, grey_range(side.raw), planes, protocol, border)
         sides.append(pixels)
         count = int((pixels.classes >= 0).sum())
@@ -115,8 +117,6 @@ def evaluate(
     comparison = Comparison(*sides, n=len(names), protocol=protocol)
     rows = comparison.baselines(encoder) if baselines else []
     found = comparison.encoder(encoder, "run")
-    if picture:
-        save_picture(encoder, scored, sides[1], found[0].codes, picture)
     described = dataclasses.asdict(protocol) | {
         "border_vx": border,
         "fit": fitted.raw.source,
@@ -125,7 +125,8 @@ def evaluate(
         "score_slices": [z for z, _, _ in sides[1].where],
         "voxel_size_nm": scored.raw.voxel_size_nm,
     }
-    return Evaluation(rows=(*rows, *found), names=names, protocol=described)
+    panels = panels_of(encoder, scored, sides[1], found[0].codes)
+    return Evaluation(rows=(*rows, *found), names=names, protocol=described, panels=panels)
 
 
 def open_labelled(data: DataConfig, address: str, labels: Sequence[str]) -> Labelled:
@@ -227,7 +228,7 @@ class Comparison:
         self, fit: list[Tensor], score: list[Tensor], *, mixture: bool = False
     ) -> CodeScore:
         """Clusters of standardised features (D, y, x) of the pixels that count."""
-        k, seed = self.protocol.clusters, self.protocol.seed
+        seed = self.protocol.seed
         points = torch.cat(
             [maps[:, there >= 0].T for maps, there in zip(fit, self.fit.classes, strict=True)]
         )
@@ -236,6 +237,7 @@ class Comparison:
         generator = torch.Generator().manual_seed(seed)
         sample = torch.randperm(len(points), generator=generator)[:SAMPLE]
         points = (points[sample] - mean) / std
+        k = min(self.protocol.clusters, len(points.unique(dim=0)))
         if mixture:
             nearest = fit_mixture(points, k, seed=seed).assign
         else:
@@ -276,23 +278,33 @@ def _pool(maps: list[Tensor]) -> list[Tensor]:
     return [pooled(one[None])[0] for one in maps]
 
 
-def fit_slices(truth: Truth, protocol: Protocol, *, alone: bool) -> list[int]:
-    """The slices to fit: as wanted, else all, or the first 60 % where the same volume is scored."""
-    there = truth.slices()
-    end = there.start + math.ceil(0.6 * len(there)) if alone else there.stop
-    return choose_slices("--fit-z", protocol.fit_z or (there.start, end), truth, protocol)
+def slices_of(
+    fitted: Labelled, scored: Labelled, protocol: Protocol
+) -> tuple[list[int], list[int]]:
+    """The slices to fit and those to score, none of them both: as wanted, else all of two volumes."""
+    to_fit, to_score = (side.truth.slices() for side in (fitted, scored))
+    fit_z, score_z = protocol.fit_z, protocol.score_z
+    if scored is fitted:
+        fit_z, score_z = fit_and_score(to_fit, fit_z, score_z)
+    fit_z = fit_z or (to_fit.start, to_fit.stop)
+    score_z = score_z or (to_score.start, to_score.stop)
+    chosen = (
+        choose_slices("--fit-z", fit_z, fitted.truth, protocol),
+        choose_slices("--score-z", score_z, scored.truth, protocol),
+    )
+    one, other = (Path(side.raw.source).resolve() for side in (fitted, scored))
+    if one == other and overlap(fit_z, score_z):
+        raise ValueError(
+            f"slices {fit_z[0]}:{fit_z[1]} to fit and {score_z[0]}:{score_z[1]} to score of "
+            f"{fitted.raw.source} overlap, and scores of what was fitted flatter; give --fit-z and "
+            "--score-z apart from each other"
+        )
+    return chosen
 
 
-def score_slices(truth: Truth, protocol: Protocol, *, alone: bool) -> list[int]:
-    """The slices to score: as wanted, else all, or the last 30 % where the same volume was fitted."""
-    there = truth.slices()
-    first = there.stop - math.ceil(0.3 * len(there)) if alone else there.start
-    return choose_slices("--score-z", protocol.score_z or (first, there.stop), truth, protocol)
-
-
-def save_picture(
-    encoder: Any, scored: Labelled, pixels: Pixels, codes: CodeScore | None, path: Path
-) -> None:
+def panels_of(
+    encoder: Any, scored: Labelled, pixels: Pixels, codes: CodeScore | None
+) -> list[tuple[str, np.ndarray]]:
     """Raw, classes, classes named by their majority, and truth, of the middle scored slice."""
     assert codes is not None
     z, y0, x0 = pixels.where[len(pixels.where) // 2]
@@ -306,10 +318,9 @@ def save_picture(
     raw = np.rint(plane.numpy()[shown] * 255).astype(np.uint8)
     n = len(scored.truth.names)
     named = np.array(codes.names)[found]
-    panels = [
+    return [
         ("raw", raw),
         ("classes", pictures.class_map(found, len(codes.names))),
         ("classes, named by majority", pictures.true_map(named, n)),
         ("truth", pictures.true_map(truth, n)),
     ]
-    pictures.save_row(pictures.enlarged(panels), path)

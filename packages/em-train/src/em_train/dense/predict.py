@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from em_data import Box, GreyRange, ImageConfig, Volume, grey_range
-from em_data.blend import Model, TileGrid, as_classes, as_uint8, predict_block
+from em_data.blend import Model, TileGrid, as_classes, as_uint8, check_finite, predict_block
 
 from em_train.dense.codes import open_run
 from em_train.predict import Prediction, check_outputs, class_images, frame, turned
@@ -97,4 +97,10 @@ def tile_function(
     model = turned(maps) if tta else maps
     if "probabilities" in outputs or "embedding" in outputs:
         return model
-    return lambda raw: model(raw).argmax(1)[:, None]  # in the tile: a block has one channel then
+
+    def classes(raw: np.ndarray) -> np.ndarray:  # in the tile: a block has one channel then
+        found = model(raw)
+        check_finite(found, raw)
+        return found.argmax(1)[:, None]
+
+    return classes

@@ -20,7 +20,7 @@ import torch
 from em_data import GreyRange, Key, Stream, Volume, augment
 from torch import Tensor
 
-from em_train.baselines import smooth
+from em_train.baselines import REACH, smooth
 from em_train.dense.codes import crop_codes
 from em_train.dense.position import (
     overlapping_boxes,
@@ -119,7 +119,7 @@ class Figures:
     largest_class: float
     """Share of the most frequent code."""
     grey_share: float
-    """I(code; 50 bins of locally averaged grey) / H(code), largest over `GREY_SIGMAS`."""
+    """I(code; 50 bins of locally averaged grey) / H(code), largest over the `GREY_SIGMAS` that fit."""
     grey_sigma: float
     """The scale, in pixels, at which it is largest."""
     z_kappa: float
@@ -279,9 +279,10 @@ def measure(
 
 
 def grey_shares(codes: Tensor, images: Tensor, *, first: int, step: int) -> dict[float, float]:
-    """I(code; 50 bins of averaged grey) / H(code) for each σ of `GREY_SIGMAS`.
+    """I(code; 50 bins of averaged grey) / H(code) for each σ of `GREY_SIGMAS` that fits.
 
-    The bins hold equally many pixels. A code that is a quantisation of the average at one of the
+    Those whose blur reaches as far as the image is wide are left out. The bins hold equally many
+    pixels. A code that is a quantisation of the average at one of the
     scales has nearly 1 there.
 
     Args:
@@ -290,7 +291,7 @@ def grey_shares(codes: Tensor, images: Tensor, *, first: int, step: int) -> dict
     """
     rows, columns = (slice(first, first + step * (n - 1) + 1, step) for n in codes.shape[1:])
     shares = {}
-    for sigma in GREY_SIGMAS:
+    for sigma in (s for s in GREY_SIGMAS if round(REACH * s) < min(images.shape[1:])):
         grey = smooth(images, sigma)[:, rows, columns].flatten().double()
         edges = torch.from_numpy(np.quantile(grey.numpy(), np.linspace(0, 1, GREY_BINS + 1)[1:-1]))
         shares[sigma] = share_told(codes, torch.searchsorted(edges, grey))

@@ -33,7 +33,8 @@ def save(
 ) -> Path:
     """Write `step-<step>.pt` and point `last` to it; the newest `keep` and the best stay.
 
-    With `best`, `best` is pointed to it too.
+    With `best`, `best` is pointed to it too. Checkpoints of later steps go: they are damaged, for
+    `load` passed over them, and will be written again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
@@ -51,7 +52,11 @@ def save(
         point(folder / "best", path.name)
     point(folder / "last", path.name)
     kept = (folder / "best").resolve()
-    for old in _steps(folder)[:-keep]:
+    paths = _steps(folder)
+    end = paths.index(path) + 1
+    for later in paths[end:]:
+        later.unlink()
+    for old in paths[:end][:-keep]:
         if old.resolve() != kept:
             old.unlink()
     return path

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,26 +141,9 @@ def new_run(path: Path, config: Any, command: str) -> RunFolder:
     return folder
 
 
-def resumed_run(
-    path: Path,
-    config: Any,
-    command: str,
-    may_change: Callable[[str], bool] = lambda key: key.startswith(FREE_KEYS) and key != "run.seed",
-) -> RunFolder:
+def resumed_run(path: Path, config: Any, command: str) -> RunFolder:
     """Open the folder of a run to go on with it; another configuration is refused."""
-    layer = stored_config(path, command)
-    stored = configuration.resolve(type(config), [layer])
-    changed = [
-        line
-        for line in configuration.differences(stored, config)
-        if not may_change(line.partition(":")[0])
-    ]
-    if changed:
-        raise RunFolderError(
-            f"{path} was started with another configuration (its value ≠ yours):\n"
-            + "\n".join(changed)
-            + "\nresume without these changes, or start a new run with another --out"
-        )
+    check_config(path, config, command)
     folder = RunFolder(path)
     remove_leftovers(path)
     if folder.rows() and not any(folder.checkpoints.glob("step-*.pt")):
@@ -171,6 +154,23 @@ def resumed_run(
     folder.images.mkdir(exist_ok=True)
     folder.checkpoints.mkdir(exist_ok=True)
     return folder
+
+
+def check_config(path: Path, config: Any, command: str, *, fixed: Sequence[str] = ()) -> None:
+    """Refuse another configuration than a run was started with, but for what is free and not `fixed`."""
+    stored = configuration.resolve(type(config), [stored_config(path, command)])
+    lines = {line.partition(":")[0]: line for line in configuration.differences(stored, config)}
+    changed = [
+        line
+        for key, line in lines.items()
+        if not key.startswith(FREE_KEYS) or key in ("run.seed", *fixed)
+    ]
+    if changed:
+        raise RunFolderError(
+            f"{path} was started with another configuration (its value ≠ yours):\n"
+            + "\n".join(changed)
+            + "\nresume without these changes, or start a new run with another --out"
+        )
 
 
 def discard(folder: RunFolder) -> None:

@@ -156,7 +156,13 @@ def held_out(loader: Loader, split: Split, data: DataConfig, *, seed: int) -> li
         volumes, sampler, batch_size=size, samples_per_epoch=2**31, threads=data.threads
     )
     checked.ranges = [loader.ranges[number] for number in kept]
-    return list(checked.batches(0, -(-data.checked_cubes // size)))
+    batches = list(checked.batches(0, -(-data.checked_cubes // size)))
+    if not any(np.ptp(batch.raw.numpy(), (1, 2, 3)).any() for batch in batches):
+        raise ValueError(
+            "every held-out cube has one value all over, so nothing says whether the model learned; "
+            "hold out another part, with data.split"
+        )
+    return batches
 
 
 def voxels_of(batch: Batch, config: DataConfig) -> Voxels:

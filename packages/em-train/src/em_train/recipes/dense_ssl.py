@@ -269,7 +269,10 @@ def rehearse(
     networks = make_networks(config)
     if config.loss.asks_bank:
         standardise(bank_of(networks), loader, config.data)
-    return networks.to(device), loader, lambda n, batch: losses(n, None, batch, config)["loss"]
+    networks.to(device)
+    averaged: Any = moving_average(networks, config.optim).module
+    teacher = averaged["encoder"] if config.loss.asks_average else None
+    return networks, loader, lambda n, batch: losses(n, teacher, batch, config)["loss"]
 
 
 def check(config: Config) -> None:

@@ -249,6 +249,9 @@ def rehearse(
         volumes, split_data(volumes, config.data), config.data, seed=config.run.seed
     )
     networks = make_networks(config, volumes)
+    model: Any = networks["mae"]
+    if config.model.recompute:
+        recompute([*model.encoder.blocks, *model.blocks])
     return networks.to(device), loader, lambda n, batch: losses(n, batch, config)["loss"]
 
 
@@ -256,7 +259,9 @@ def check(config: Config) -> None:
     """Refuse what cannot run before anything is written."""
     choose_device(config.run.device)
     volumes = open_volumes(config.data, hold=False)
-    make_loader(volumes, split_data(volumes, config.data), config.data, seed=config.run.seed)
+    split = split_data(volumes, config.data)
+    loader = make_loader(volumes, split, config.data, seed=config.run.seed)
+    held_out(loader, split, config.data, seed=config.run.seed)
     with torch.device("meta"):
         make_networks(config, volumes)
 

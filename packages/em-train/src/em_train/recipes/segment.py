@@ -269,6 +269,10 @@ def rehearse(
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     networks = make_networks(config, classes).to(device)
+    if config.run.init:
+        initialise(networks, config)
+    if config.model.freeze_guide:
+        freeze(networks)
     return networks, loader, lambda n, batch: losses(n, batch, classes, config)["loss"]
 
 
@@ -388,9 +392,8 @@ def announce(
             f"{len(other)} held out" + (f" (z {other[0]} to {other[-1]})" if other else "")
         )
     network: Any = networks["network"]
-    reach = network.config.reach
     say(
-        f"model   {count_parameters(networks):,} parameters, reaches {reach} px, classes "
+        f"model   {count_parameters(networks):,} parameters, reaches {network.config.reach} px, classes "
         f"{', '.join(classes.names)}, on {device}"
     )
     say(f"run     {folder.path}" + (f", going on at step {start}" if start else ""))

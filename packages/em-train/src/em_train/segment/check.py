@@ -93,22 +93,28 @@ def choose_windows(
     split: Split,
     slices: int,
 ) -> list[Window]:
-    """At most so many labelled slices of each volume among those held out, evenly spread."""
+    """The labelled pieces of at most so many held-out slices of each volume, evenly spread."""
     windows = []
     for number, (volume, grey, own) in enumerate(zip(volumes, ranges, labels, strict=True)):
         boxes = labelled(split.validation[number].centres or ())
-        count = min(slices, len(boxes))
-        for i in range(count):
-            box = _middle(boxes[int((i + 0.5) * len(boxes) / count)])
+        planes = sorted({box.origin_vx[0] for box in boxes})
+        count = min(slices, len(planes))
+        chosen = {planes[int((i + 0.5) * len(planes) / count)] for i in range(count)}
+        for box in (_middle(one) for one in boxes if one.origin_vx[0] in chosen):
             truth, known = truth_of(own, classes, box)
             which = f"volume {number + 1}, " if len(volumes) > 1 else ""
             windows.append(Window(volume, grey, f"{which}z {box.origin_vx[0]}", box, truth, known))
     return windows
 
 
+def slices_of(windows: Sequence[Window]) -> list[str]:
+    """Where the windows lie, every slice once."""
+    return list(dict.fromkeys(window.where for window in windows))
+
+
 def check_classes(windows: Sequence[Window], classes: Classes) -> None:
     """Refuse held-out slices that lack a class: nothing could be chosen on them."""
-    where = ", ".join(window.where for window in windows)
+    where = ", ".join(slices_of(windows))
     if not windows:
         raise ValueError(
             "no labelled slice is held out; hold out some, for instance --val-z 880:900"
@@ -209,7 +215,7 @@ def examine(
             raw = np.rint(window.grey.unit(window.volume.read(window.box))[0] * 255).astype(
                 np.uint8
             )
-            cases.extend(_cases(window.where, raw, one.truth, found, one.valid))
+            cases.extend(_cases(window, raw, one.truth, found, one.valid))
             cases.sort(key=lambda case: case.score)
             del cases[1:-1]
             yield one
@@ -238,7 +244,7 @@ def finish(
     _write(
         folder.path / "scores.json",
         {
-            "slices": [window.where for window in windows],
+            "slices": slices_of(windows),
             "validation_loss": found.loss,
             "best_step": best_step,
             "classes": [one.as_json() for one in result],
@@ -256,7 +262,7 @@ def finish(
             f"probability {one.threshold:.2f}"
         )
     summary["scored on"] = (
-        f"{', '.join(window.where for window in windows)}: held out from training, but weights and "
+        f"{', '.join(slices_of(windows))}: held out from training, but weights and "
         "thresholds were chosen on them; for others, emtrain evaluate"
     )
     report.write(
@@ -332,18 +338,23 @@ def _painted(raw: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _cases(
-    where: str, raw: np.ndarray, truth: np.ndarray, found: np.ndarray, known: np.ndarray
+    window: Window, raw: np.ndarray, truth: np.ndarray, found: np.ndarray, known: np.ndarray
 ) -> Iterator[Case]:
-    height, width = raw.shape
-    for y in range(0, max(1, height - CASE_VX + 1), CASE_VX):
-        for x in range(0, max(1, width - CASE_VX + 1), CASE_VX):
+    """Squares that cover a window, those with something to be found in them."""
+    rows, columns = (
+        sorted({*range(0, n - CASE_VX, CASE_VX), max(0, n - CASE_VX)}) for n in raw.shape
+    )
+    _, y0, x0 = window.box.origin_vx
+    for y in rows:
+        for x in columns:
             part = (slice(y, y + CASE_VX), slice(x, x + CASE_VX))
             own = [one[(slice(None), *part)] for one in (truth, found, known)]
             if not own[0].any():
                 continue
             counts = count_tiles(own[1], own[0], own[2], 0, CASE_VX).sum(0)
             score = float(np.nanmean(scores(counts)["dice"]))
-            yield Case(score, f"{where}, y {y}, x {x}", raw[part].copy(), *(o.copy() for o in own))
+            where = f"{window.where}, y {y0 + y}, x {x0 + x}"
+            yield Case(score, where, raw[part].copy(), *(o.copy() for o in own))
 
 
 def _middle(box: Box, side_vx: int = WINDOW_VX) -> Box:

@@ -26,7 +26,7 @@ from em_data.places import centred, end_of, origins
 from em_data.warp import WarpConfig
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from em_train.reading import budget_of, load
+from em_train.reading import budget_of, check_scale, load
 from em_train.segment.labels import Classes, balance, open_labels
 
 # Cheap: no voxel is interpolated.
@@ -79,6 +79,7 @@ def open_data(
     if not config.volumes:
         raise ValueError("data.volumes is empty; name at least one volume, with --data")
     volumes = [open_volume(address, at_nm=config.at_nm) for address in config.volumes]
+    check_scale(volumes)
     labels, classes = open_labels(
         volumes,
         config.labels,

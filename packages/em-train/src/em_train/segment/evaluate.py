@@ -20,7 +20,15 @@ from rich.table import Table
 from em_train.engine.figures import blank_nan
 from em_train.engine.progress import say
 from em_train.evaluate import Protocol
-from em_train.segment.check import Window, choose_windows, examine, save_case
+from em_train.segment.check import (
+    Case,
+    Window,
+    choose_windows,
+    examine,
+    save_case,
+    slices_of,
+)
+from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
     InstanceScore,
     Overlaps,
@@ -49,6 +57,8 @@ class Evaluation:
     instances: Mapping[str, InstanceScore]
     """Of what was asked for with `--instances`."""
     protocol: dict[str, Any]
+    worst: Case
+    best: Case
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` writes."""
@@ -95,6 +105,11 @@ class Evaluation:
                 )
             Console(soft_wrap=True).print(table)
 
+    def save_picture(self, path: Path) -> None:
+        """Write the worst square as PNG, and the best beside it."""
+        save_case(self.worst, path)
+        save_case(self.best, path.with_stem(f"{path.stem}-best"))
+
 
 def evaluate(
     run: Path,
@@ -104,7 +119,6 @@ def evaluate(
     *,
     at_nm: tuple[float, float, float] | None = None,
     baselines: bool = True,
-    picture: Path | None = None,
     instances: Sequence[str] = (),
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
@@ -117,7 +131,6 @@ def evaluate(
         protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
         at_nm: voxel size instead of that of the run.
         baselines: there are none here.
-        picture: where to save the worst square; the best is saved beside it.
         instances: names of classes whose instances are judged, or between: and a name, see `divide`.
     """
     if score is not None or protocol.fit_z is not None:
@@ -128,8 +141,9 @@ def evaluate(
     stored = open_run(run)
     data = stored.data if at_nm is None else replace(stored.data, at_nm=at_nm)
     volume = open_volume(fit[0], at_nm=data.at_nm)
-    trained = Path(fit[0]).resolve() in {Path(one).resolve() for one in data.volumes}
-    options = fit[1] or data.labels
+    known, own = [Path(one).resolve() for one in data.volumes], Path(fit[0]).resolve()
+    trained = own in known
+    options = fit[1] or labels_of(data, known.index(own) if trained else 0)
     if not (fit[1] or trained or all(parse(one).address in volume.label_names for one in options)):
         raise ValueError(
             f"{fit[0]} is not what {run} was trained on; name its labels with --labels, as NAME=ADDRESS"
@@ -185,17 +199,24 @@ def evaluate(
         stored.precision,
         seen=look,
     )
-    if picture:
-        save_case(worst, picture)
-        save_case(best, picture.with_stem(f"{picture.stem}-best"))
     described = {
         "data": volume.source,
         "labels": list(options),
         "score_z": protocol.score_z,
-        "slices": [window.where for window in windows],
+        "slices": slices_of(windows),
     }
     judged = {text: judge_instances(one.overlaps) for text, one in dividing.items()}
-    return Evaluation(classes=tuple(result), instances=judged, protocol=described)
+    return Evaluation(
+        classes=tuple(result), instances=judged, protocol=described, worst=worst, best=best
+    )
+
+
+def labels_of(data: DataConfig, number: int) -> list[str]:
+    """The labels of one volume of a run, as `--labels` takes them."""
+    given: dict[str, list[str]] = {}
+    for option in data.labels:
+        given.setdefault(parse(option).name, []).append(option)
+    return [own[number] if len(own) > 1 else own[0] for own in given.values()]
 
 
 class Dividing:
@@ -217,7 +238,7 @@ class Dividing:
 
 def check_scored(windows: Sequence[Window], classes: Classes) -> None:
     """Say which classes are not there to be found, and refuse slices that have none at all."""
-    where = ", ".join(window.where for window in windows)
+    where = ", ".join(slices_of(windows))
     missing = [
         name
         for c, name in enumerate(classes.names)

@@ -3,8 +3,8 @@
     NAME=ADDRESS            a class of its own: where the volume is not 0
     NAME=ADDRESS@VALUE      one value of a volume of classes
 
-Without a name, a class is called like its volume. An address may be the name of a label image that is
-stored beside the raw volume.
+Without a name, a class is called like its volume, with _ for what a name cannot hold. An address may
+be the name of a label image that is stored beside the raw volume.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def parse(text: str) -> Specification:
     name, address, value = match["name"], match["address"], match["value"]
     path = PurePath(address.rstrip("/").rpartition("::")[2])
     stem = path.stem if path.suffix in SUFFIXES else path.name
+    stem = re.sub(r"[^\w .-]", "_", stem)
     named = name or (stem if value is None else f"{stem} {value}")
     return Specification(named, address, None if value is None else int(value))
 

@@ -68,7 +68,8 @@ def judge(
 ) -> list[ClassScore]:
     """All scores of every class; slices are taken one at a time.
 
-    Thresholds are for the caller to choose, on other slices: `best_thresholds`.
+    Pieces of one slice have the same name. Thresholds are for the caller to choose, on other slices:
+    `best_thresholds`.
     """
     levels = np.array([threshold_level(t) for t in thresholds])
     tiles, sums = [], np.zeros((len(names), 2, LEVELS), np.int64)
@@ -77,7 +78,7 @@ def judge(
         predicted = one.probability >= levels[:, None, None]
         counts = count_tiles(predicted, one.truth, one.valid, tolerance_vx)
         tiles.append(counts)
-        by_slice[one.where] = counts.sum(0)
+        by_slice[one.where] = by_slice.get(one.where, 0) + counts.sum(0)
         sums += histograms(one.probability, one.truth, one.valid)
     if not tiles:
         raise ValueError("no slice to judge")

@@ -11,7 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from em_train.config import Layer
+from em_train.config import Layer, resolve
+from em_train.engine.run_folder import check_config, stored_config
 from em_train.engine.whole import replacing
 
 Train = Callable[[Path, Sequence[Layer], bool], None]  # run folder, keys, go on with what is there
@@ -31,6 +32,27 @@ def slice_counts(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
+def begun_with(
+    path: Path, counts: Sequence[int], cls: type[Any], layers: Sequence[Layer]
+) -> list[Layer]:
+    """The configuration that runs of a series were started with; empty where none was.
+
+    With the layers on top it must be that of all of them, or scores of different settings would be
+    compared.
+    """
+    begun = [count for count in counts if (path / f"slices-{count}" / "config.json").exists()]
+    stored = [stored_config(path / f"slices-{count}", "segment") for count in begun[:1]]
+    for count in begun:
+        wanted = resolve(cls, [*stored, *layers, sliced(count)])
+        check_config(path / f"slices-{count}", wanted, "segment", fixed=["run.init"])
+    return stored
+
+
+def sliced(count: int) -> Layer:
+    """What a run of a series has of its own."""
+    return Layer("--slices", {"data": {"slices": count}})
+
+
 def run_series(path: Path, counts: Sequence[int], train: Train, *, resume: bool) -> None:
     """A run for each number of slices, in `path/slices-N`; `path/series.json` compares them."""
     if path.exists() and any(path.iterdir()) and not resume:
@@ -40,8 +62,7 @@ def run_series(path: Path, counts: Sequence[int], train: Train, *, resume: bool)
     for count in counts:
         folder = path / f"slices-{count}"
         if not (folder / "scores.json").exists():
-            layer = Layer("--slices", {"data": {"slices": count}})
-            train(folder, [layer], resume and (folder / "config.json").exists())
+            train(folder, [sliced(count)], resume and (folder / "config.json").exists())
     rows = [row for count in counts for row in read_scores(path / f"slices-{count}", count)]
     with replacing(path / "series.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=2) + "\n")
