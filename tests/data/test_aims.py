@@ -140,6 +140,18 @@ def test_channels_and_masks_aim_too(raw):
     assert centres(both, 500, volume=1)[:, 0].min() == 1  # the volume without a mask is free
 
 
+def test_blocks_that_a_layer_misses_are_served_too(raw):
+    part, rest = np.ones((20, 64, 12), np.uint8), np.zeros((20, 64, 64), np.uint8)
+    rest[:, :, 40:] = 1
+    labels = place_labels(raw, {"part": at(part, (0, 0, 0)), "rest": at(rest, (0, 0, 0))})
+    aims = aim_at_classes([labels], {"part": 0.4, "rest": 0.6})
+    plan = BlockPlan(chunks=(1, 1, 1), slots=4, positions=2, crops=4)
+    settings = {"seed": 0, "samples_per_epoch": 10**6, "aims": aims}
+    found = centres(BlockSampler([raw.shape], [(4, 16, 16)], CUBE, plan, **settings), 2000)
+    assert (found[:, 2] < 12).mean() == pytest.approx(0.4, abs=0.1)
+    assert ((found[:, 2] < 12) | (found[:, 2] >= 40)).all()
+
+
 def test_no_crop_aims_at_what_is_ignored(raw):
     values = np.zeros((20, 64, 64), np.uint8)
     values[5, 20, 20:30], values[6:12] = 1, 9
@@ -174,3 +186,6 @@ def test_what_cannot_be_aimed_at_is_named(raw):
     for changes, error, message in cases:
         with pytest.raises(error, match=message):
             choose_sampler([raw], CUBE, **settings, **changes)
+    aims = aim_at_classes([labels, None], {"a": 0.5})
+    with pytest.raises(BoxError, match=r"'a' is found in no volume that is drawn.*\(0, 1\)"):
+        PlaceSampler([raw.shape] * 2, CUBE, 0, aims=aims, weights=[0, 1])

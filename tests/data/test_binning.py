@@ -33,6 +33,12 @@ def test_large_numbers_keep_their_digits(dtype):
     np.testing.assert_array_equal(coarse, np.full((1, 3, 3), 2**31 + 2))
 
 
+def test_a_bool_is_true_where_half_of_its_voxels_are():
+    fine = np.array([[[1, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 0]]], bool)
+    coarse = binned(open_volume(fine), (1, 2, 2))[:, :, :]
+    assert coarse.dtype == bool and coarse.tolist() == [[[False, True, True]]]
+
+
 def test_a_block_lies_where_its_voxels_lay():
     fine = open_volume(np.zeros((4, 9, 9), np.uint8), voxel_size_nm=(40, 4, 5), origin_nm=(7, 8, 9))
     coarse = binned(fine, (1, 3, 2))

@@ -65,6 +65,9 @@ def test_labels_that_do_not_belong_are_refused_with_both_sides(raw):
         place_labels(raw, {"a": open_volume(ones)})
     with pytest.raises(VolumeFormatError, match="float32; wanted integers"):
         place_labels(raw, {"a": at(ones.astype(np.float32), (0, 0, 0))})
+    large, small = at(ones.astype(np.uint64), (0, 0, 0)), at(ones.astype(np.int8), (0, 0, 0))
+    with pytest.raises(VolumeFormatError, match="labels 'a' hold uint64, labels 'b' int8: no"):
+        place_labels(raw, {"b": small, "a": large})
     plain = open_volume(np.zeros(raw.shape, np.uint8))
     same = place_labels(plain, {"a": open_volume(np.ones(raw.shape, np.uint8))})
     assert same.valid(Box((0, 0, 0), raw.shape)).all()

@@ -365,6 +365,11 @@ def test_labels_that_do_not_fit_together_are_refused(volumes, labels):
     other = place_labels(volumes[1], {"cells": labels[1].layers[0].volume})
     with pytest.raises(ValueError, match="different labels: cells and cells, spots"):
         loader(volumes, labels=[labels[0], other])
+    ones = [np.ones((4, 8, 8), dtype) for dtype in ("uint64", "int16")]
+    pairs = [open_volume(one, voxel_size_nm=(8, 8, 8)) for one in ones]
+    mixed = [place_labels(one, {"cells": one}) for one in pairs]
+    with pytest.raises(ValueError, match="volume 1 .* hold uint64, .* volume 2 .* int16: no"):
+        loader(volumes, labels=mixed)
     with pytest.raises(ValueError, match="1 labels for 2 volumes"):
         loader(volumes, labels=labels[:1])
     with pytest.raises(ValueError, match="empty_share is 1.5"):

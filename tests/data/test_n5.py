@@ -101,6 +101,20 @@ def test_channels(write_n5, voxels):
         open_volume(write_n5(data, "unnamed"))
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pixelResolution": {"dimensions": [8, 8], "unit": "nm"}},
+        {"axes": ["x", "y"]},
+        {"resolution": ["a", 8, 8], "units": ["nm", "nm", "nm"]},
+    ],
+)
+def test_attributes_that_make_no_sense_are_named(write_n5, voxels, attributes):
+    path = write_n5(voxels((4, 8, 8)), "raw", **attributes)
+    with pytest.raises(VolumeFormatError, match=r"raw/: its attributes are not .*ValueError"):
+        open_volume(path)
+
+
 def test_what_is_not_there_or_damaged(tmp_path, write_n5, voxels):
     with pytest.raises(VolumeNotFoundError, match=r"no attributes\.json"):
         open_volume(f"n5://{tmp_path}/nothing")

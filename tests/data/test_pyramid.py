@@ -44,6 +44,11 @@ def test_pooled_voxels_are_those_of_their_windows(data):
         assert both.dtype == dtype
 
 
+def test_the_mean_of_bool_is_what_at_least_half_of_the_voxels_are():
+    fine = np.array([[[1, 0, 1, 0, 1], [0, 0, 0, 1, 0]]], bool)
+    assert pool_voxels(fine, (1, 2, 2), "mean").tolist() == [[[False, True, True]]]
+
+
 def test_large_numbers_keep_their_digits():
     cells = np.full((2, 2, 2), 2**53 - 1, np.uint64)
     for pool in ("mean", "mode", "pick"):

@@ -195,12 +195,14 @@ def test_double_backward_is_refused_by_name():
         grad.sum().backward()
 
 
-def test_nothing_to_sum():
-    leaf = torch.zeros(2, 4, 0, requires_grad=True)
-    sums = divergence_sums(leaf, torch.zeros(2, 4, 0))
+@pytest.mark.parametrize("shape", [(2, 4, 0), (2, 4, 3, 0)], ids=str)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_nothing_to_sum(shape, per_sample):
+    leaf = torch.zeros(shape, requires_grad=True)
+    sums = divergence_sums(leaf, torch.zeros(shape), per_sample=per_sample)
     assert not any(x.any() for x in sums)
     sums.cross_entropy.backward()
-    assert leaf.grad.shape == (2, 4, 0)
+    assert leaf.grad.shape == shape
 
 
 @pytest.mark.parametrize(

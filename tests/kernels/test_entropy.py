@@ -288,7 +288,9 @@ def test_same_bits_for_any_number_of_threads(isa):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (0, 4), (0, 4, 0, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 4, 3), (2, 4, 0), (0, 4), (0, 4, 0, 5), (2, 4, 3, 0)], ids=str
+)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_empty_tensors_give_zero_sums(shape, per_sample):
     logits = torch.zeros(shape, requires_grad=True)
@@ -297,6 +299,9 @@ def test_empty_tensors_give_zero_sums(shape, per_sample):
     assert not sums.entropy.any() and not sums.marginal.any() and not sums.pixels.any()
     (sums.entropy + sums.marginal.sum()).backward()
     assert logits.grad.shape == shape
+    assert entropy_sums_and_probabilities(logits, per_sample=per_sample)[1].shape == shape
+    odd = torch.zeros(*shape, 2, 4)[..., ::2].transpose(-1, -2)  # at no one stride
+    assert not entropy_sums(odd, per_sample=per_sample).entropy.any()
 
 
 # opcheck itself reads .grad of a tensor that is not a leaf.

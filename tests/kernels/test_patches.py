@@ -273,6 +273,7 @@ def test_bad_input_is_named(change, error, message):
         ({"patches": torch.zeros(1, 7, 64)}, "patches must have 8 tokens .* got 7"),
         ({"patches": torch.zeros(8, 64)}, r"patches must be floating-point \(B, V, D\)"),
         ({"size": (8, 8, 9)}, "does not divide volume"),
+        ({"patch": (0, 2, 2)}, "patch must be three positive sizes"),
     ],
 )
 def test_bad_patches_are_named(change, message):

@@ -37,4 +37,6 @@ def test_the_same_places_are_picked_with_their_gradient():
     expected = torch.stack([maps[p // 24, :, p % 24 // 6, p % 6] for p in places])
     assert torch.equal(picked, expected)
     picked.sum().backward()
+    vectors = maps.detach()[..., 0, 0]  # a pixel of each sample
+    assert torch.equal(pick(vectors, torch.tensor([2, 0])), vectors[[2, 0]])
     assert int(maps.grad.sum()) == 5 * 5 and int((maps.grad != 0).sum()) == 25

@@ -30,7 +30,7 @@ def sums(request):
     return request.param
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 7, 11), (2, 50, 33), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 11), (2, 50, 33), (1, 2, 3, 4, 5), (6, 4)])
 @pytest.mark.parametrize("sigma", [1.0, 30.0])
 def test_sums_equal_the_reference(sums, shape, sigma):
     torch.manual_seed(0)
@@ -102,6 +102,26 @@ def test_extremes():
     spread = entropy_sums(100 * torch.eye(k)[None])
     assert float(mean_entropy(spread)) == pytest.approx(0, abs=1e-6)
     assert float(entropy_of_mean(spread)) == pytest.approx(math.log(k), rel=1e-6)
+
+
+def test_a_class_of_probability_0_has_a_finite_gradient(sums):
+    logits = torch.tensor([[[0.0, 1.0], [0.5, 0.0], [-200.0, -200.0]]], requires_grad=True)
+    entropy_of_mean(EntropySums(*sums(logits))).backward()
+    two = logits.detach()[:, :2].requires_grad_()
+    entropy_of_mean(EntropySums(*sums(two))).backward()
+    torch.testing.assert_close(logits.grad[:, :2], two.grad)
+    assert not logits.grad[:, 2].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_entropy_of_a_mean_is_that_of_torch_to_the_bit(dtype):
+    marginal = (9 * torch.randn(7, 50, dtype=dtype)).softmax(1).requires_grad_()
+    twin = marginal.detach().clone().requires_grad_()
+    ours = entropy_of_mean(EntropySums(marginal.sum(), marginal, marginal.new_ones(7)))
+    theirs = torch.special.entr(twin).sum(1)
+    ours.sum().backward()
+    theirs.sum().backward()
+    assert torch.equal(ours, theirs) and torch.equal(marginal.grad, twin.grad)
 
 
 def test_bad_input_is_named(sums):

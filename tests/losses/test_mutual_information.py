@@ -124,6 +124,17 @@ def test_iic_of_decided_codes_has_gradients():
     assert loss.item() == pytest.approx(0, abs=1e-6) and one.grad.isfinite().all()
 
 
+def test_bound_of_a_class_that_nobody_uses_has_gradients():
+    target = torch.tensor([[[0.0, 2.0], [0.5, 0.0], [-200.0, -200.0]]], requires_grad=True)
+    information_bound(target, torch.randn(1, 3, 2), target_is_logits=True).backward()
+    assert target.grad.isfinite().all() and target.grad[:, :2].all()
+
+
+def test_codes_without_places_are_pixels_too():
+    first, second = logits(7, 4).softmax(1), logits(7, 4).softmax(1)
+    torch.testing.assert_close(iic(first, second), iic(first[..., None], second[..., None]))
+
+
 @pytest.mark.parametrize(
     "loss",
     [

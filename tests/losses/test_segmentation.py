@@ -53,7 +53,7 @@ def exclusive_reference(logits, target, valid, weight, focal, class_weights):
     return loss + np.average(dices, weights=class_weights)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 7, 9), (2, 3, 3, 4, 5), (4, 1, 33)])
+@pytest.mark.parametrize("shape", [(3, 2, 7, 9), (2, 3, 3, 4, 5), (4, 1, 33), (60, 3)])
 @pytest.mark.parametrize("focal", [0.0, 2.0])
 def test_bce_dice_equals_the_reference(shape, focal):
     torch.manual_seed(0)

@@ -42,6 +42,13 @@ def test_low_precision_stays_low_outside_and_high_inside():
     torch.testing.assert_close(y.float().mean((0, 2, 3)), torch.zeros(2), atol=5e-3, rtol=0)
 
 
+def test_one_value_leaves_the_running_variance_a_number():
+    norm = BatchNorm(3)
+    norm.reduce = lambda sums: sums
+    norm(torch.randn(1, 3, 1, 1))
+    torch.testing.assert_close(norm.running_var, torch.full((3,), 0.9))
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         BatchNorm(3)(torch.zeros(3))

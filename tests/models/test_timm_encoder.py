@@ -131,6 +131,16 @@ def test_what_may_know_its_place_says_so(backbone, words):
     assert model(image, dense=True).embedding.shape == (1, 64, 61, 66)
 
 
+def test_channels_that_are_last_are_so_at_every_size(encoder):
+    """At 192 px a map of 48 channels is 48 places high and wide."""
+    model = encoder("mambaout_femto", max_stride=4)
+    image = torch.randn(1, 1, 192, 192).double()
+    (level,) = model.backbone(image)
+    assert level.shape == (1, 48, 48, 48) and model.channels == [48]
+    raw = model.embed_norm(model.embed(model.decoder([level.movedim(-1, 1)], [1])))
+    torch.testing.assert_close(model(image).raw, raw)
+
+
 def test_classic_form_is_padded_and_knows_its_border(encoder):
     model = encoder(padding="zeros")
     geometry = model.geometry

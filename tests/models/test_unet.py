@@ -184,3 +184,14 @@ def test_bad_input_is_named():
         model(torch.rand(1, 1, 100, 130))
     with pytest.raises(ValueError, match="2 slices; this U-Net takes 1"):
         model(torch.rand(1, 2, 32, 32))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_smallest_side_with_a_guide_is_named(scale):
+    model = make(guide=GUIDE, guide_scale=scale)
+    with pytest.raises(ValueError, match=r"image of 64 × 8 px; .* at least \d+ px") as error:
+        model(torch.rand(1, 1, 64, 8).double())
+    side = int(str(error.value).split("at least ")[1].split()[0])
+    assert model(torch.rand(1, 1, side, side).double()).shape[-1] == side
+    with pytest.raises(ValueError, match=f"at least {side} px"):
+        model(torch.rand(1, 1, side, side - model.config.stride).double())

@@ -25,6 +25,10 @@ struct Layout {
 // The layout of x, or nothing where its spatial dimensions do not lie at one stride.
 inline std::optional<Layout> find_layout(const Tensor& x) {
   Layout at{x.size(0), x.size(1), 1, x.stride(0), x.stride(1), 1};
+  if (x.numel() == 0) {  // whatever its strides, it has no copy that is more regular
+    at.S = 0;
+    return at;
+  }
   for (std::int64_t d = x.dim() - 1; d >= 2; --d) {
     if (x.size(d) == 1) continue;
     if (at.S == 1) {

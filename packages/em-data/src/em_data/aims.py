@@ -6,6 +6,7 @@ Every layer is read once to count; what is found is not listed, but the k-th of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ class _Read(NamedTuple):
             slices = np.count_nonzero(hit, axis=(1, 2))
         else:
             slices = (hit @ self.lengths[2] @ self.lengths[1]) * self.lengths[0]
-        bits = np.packbits(hit.reshape(len(hit), -1), axis=1)
+        bits = np.packbits(hit.reshape(len(hit), math.prod(hit.shape[1:])), axis=1)
         return _Hits(bits, hit.shape[1:], self.starts, self.lengths, np.cumsum(slices))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, int3
-from em_data.pyramid import sum_dtype
+from em_data.pyramid import as_stored, sum_dtype
 from em_data.volume import Volume
 
 
@@ -33,7 +33,7 @@ class Binned:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As stored: means of integers are rounded."""
+        """As stored: means of integers are rounded, a bool is true where half of its voxels are."""
         return self.volume.dtype
 
     @property
@@ -61,8 +61,7 @@ class Binned:
         )
         (z, y, x), (kz, ky, kx) = sizes, self.step
         total = fine.reshape(z, kz, y, ky, x, kx).sum((1, 3, 5), dtype=sum_dtype(self.dtype))
-        mean = total / math.prod(self.step)
-        return (np.rint(mean) if self.dtype.kind in "ui" else mean).astype(self.dtype)
+        return as_stored(total / math.prod(self.step), self.dtype)
 
 
 def binned(volume: Volume, step: Sequence[int]) -> Volume:

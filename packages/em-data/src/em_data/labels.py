@@ -145,7 +145,18 @@ def place_labels(
             ignore=ignore,
         )
         layers.append(_overlapping(raw, layer, f"labels {name!r}"))
+    check_types({f"labels {name!r}": volume.dtype for name, volume in volumes.items()})
     return Labels(tuple(volumes), tuple(layers))
+
+
+def check_types(dtypes: Mapping[str, np.dtype[Any]]) -> None:
+    """Refuse labels, by what to call them, whose numbers no integer type holds."""
+    if np.result_type(*dtypes.values()).kind == "f":  # large numbers would lose their digits
+        one, other = (next(n for n, dtype in dtypes.items() if dtype.kind == k) for k in "ui")
+        raise VolumeFormatError(
+            f"{one} hold {dtypes[one]}, {other} {dtypes[other]}: no integer type holds the numbers "
+            "of both; convert one of them"
+        )
 
 
 def place_mask(raw: Volume, mask: Volume) -> Layer:

@@ -27,7 +27,7 @@ from em_data.crops import cut
 from em_data.errors import VolumeFormatError
 from em_data.geometry import Box, Int3
 from em_data.intensity import GreyRange, grey_range
-from em_data.labels import Labels
+from em_data.labels import Labels, check_types
 from em_data.places import shifted
 from em_data.readers import Later, readers
 from em_data.remote import SCHEMES
@@ -368,6 +368,13 @@ def _checked(
     if len(names) > 1:
         listed = " and ".join(", ".join(one) for one in sorted(names))
         raise ValueError(f"the volumes have different labels: {listed}; give all the same names")
+    check_types(
+        {
+            f"the labels of volume {number} ({volume.source})": one.dtype
+            for number, (volume, one) in enumerate(zip(volumes, labels, strict=True), 1)
+            if one
+        }
+    )
     return list(labels)
 
 

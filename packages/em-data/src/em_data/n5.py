@@ -51,7 +51,9 @@ def open_n5(address: str, wanted: Wanted) -> Volume:
         compression = attributes.get("compression", {"type": "raw"})
         codec = compression["cname"] if compression["type"] == "blosc" else ""
         codec = f"{compression['type']} {codec}".strip()
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except VolumeFormatError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise VolumeFormatError(
             f"{url}: its attributes are not understood ({type(error).__name__}: {error}); repair them"
         ) from error

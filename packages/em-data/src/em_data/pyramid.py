@@ -65,7 +65,8 @@ def plan_levels(
 def pool_voxels(fine: np.ndarray, step: Int3, pool: Pool) -> np.ndarray:
     """Voxels of the next level, (…, Z, Y, X) -> (…, ⌈Z/k⌉, ⌈Y/k⌉, ⌈X/k⌉).
 
-    The mode is the most frequent value, among equally frequent ones that which comes first.
+    The mean of integers is rounded, that of bool true where at least half of the voxels are. The mode
+    is the most frequent value, among equally frequent ones that which comes first.
 
     >>> pool_voxels(np.array([[[3, 7], [7, 3]]]), (1, 2, 2), "mode")
     array([[[3]]])
@@ -87,13 +88,20 @@ def sum_dtype(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
     return np.float64 if dtype.itemsize > 2 and dtype != np.float32 else np.float32
 
 
+def as_stored(mean: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Means in the type of the voxels: integers are rounded, a bool is true from one half on."""
+    if dtype.kind == "b":
+        return mean >= 0.5
+    return (np.rint(mean, out=mean) if dtype.kind in "iu" else mean).astype(dtype)
+
+
 def _mean(corners: list[np.ndarray]) -> np.ndarray:
     dtype = corners[0].dtype
     total = np.zeros(corners[0].shape, sum_dtype(dtype))
     for corner in corners:
         total += corner
     total /= len(corners)
-    return (np.rint(total, out=total) if dtype.kind in "iu" else total).astype(dtype)
+    return as_stored(total, dtype)
 
 
 def _mode(corners: list[np.ndarray]) -> np.ndarray:

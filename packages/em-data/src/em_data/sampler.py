@@ -180,6 +180,14 @@ def mix_places(
             "not all 0"
         )
     kinds = find_aims(aims, boxes, config.centre_vx, threads=threads) if aims else []
+    for aim, places in zip(aims, kinds, strict=True):
+        if weights is not None and not any(
+            weight and one.count for weight, one in zip(weights, places, strict=True)
+        ):
+            raise BoxError(
+                f"{aim.name!r} is found in no volume that is drawn, the weights being "
+                f"{tuple(weights)}; give one that has it a weight, or leave this class out"
+            )
     shares = [aim.share for aim in aims]
     rest = 1 - sum(shares)
     if rest > 1e-9:

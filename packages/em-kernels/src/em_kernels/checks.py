@@ -11,6 +11,7 @@ __all__ = [
     "check_buffer",
     "check_logits",
     "check_mask",
+    "check_patch",
     "check_patches",
     "check_same",
     "check_temperature",
@@ -101,6 +102,12 @@ def check_buffer(
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
 
 
+def check_patch(patch: tuple[int, int, int]) -> None:
+    """Require three positive sizes."""
+    if len(patch) != 3 or any(p < 1 for p in patch):
+        raise ValueError(f"patch must be three positive sizes (pz, py, px), got {tuple(patch)}")
+
+
 def check_patches(
     volume: Tensor,
     patch: tuple[int, int, int],
@@ -116,8 +123,7 @@ def check_patches(
         )
     if volume.dim() != 5:
         raise ValueError(f"volume must be (B, C, Z, Y, X), got shape {tuple(volume.shape)}")
-    if len(patch) != 3 or any(p < 1 for p in patch):
-        raise ValueError(f"patch must be three positive sizes (pz, py, px), got {tuple(patch)}")
+    check_patch(patch)
     for axis, size, p in zip("zyx", volume.shape[2:], patch, strict=True):
         if size % p:
             raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from em_kernels.checks import (
     FLOATS,
     check_buffer,
+    check_patch,
     check_patches,
     check_tokens,
     mark_written,
@@ -108,6 +109,7 @@ def unpatchify(
         raise ValueError(
             f"patches must be floating-point (B, V, D), got {patches.dtype} {tuple(patches.shape)}"
         )
+    check_patch(patch)
     voxels = patch[0] * patch[1] * patch[2]
     if patches.shape[2] == 0 or patches.shape[2] % voxels:
         raise ValueError(

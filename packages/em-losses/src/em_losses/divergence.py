@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from em_losses.entropy import check_logits
+from em_losses.entropy import check_logits, entropy_terms, flat
 from em_losses.kernels import compiled
 
 
@@ -53,15 +53,15 @@ def plain_divergence_sums(
     """`divergence_sums` in plain torch, the reference for the compiled operator."""
     _check(target, logits)
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_q = logits.to(kind).log_softmax(1).flatten(2)  # (B, K, N)
-    p = target.to(kind).flatten(2)
+    log_q = flat(logits.to(kind).log_softmax(1))  # (B, K, N)
+    p = flat(target.to(kind))
     p, log_p = (p.softmax(1), p.log_softmax(1)) if target_is_logits else (p, None)
     q = log_q.exp()
     return DivergenceSums(
         cross_entropy=-(p * log_q).sum(),
         entropy=-(q * log_q).sum(),
         marginal=q.sum((0, 2)),
-        target_entropy=torch.special.entr(p).sum() if log_p is None else -(p * log_p).sum(),
+        target_entropy=entropy_terms(p).sum() if log_p is None else -(p * log_p).sum(),
         target_marginal=p.sum((0, 2)),
         pixels=torch.full((), p.shape[0] * p.shape[2], dtype=kind, device=p.device),
     )

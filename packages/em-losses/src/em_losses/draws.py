@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from em_losses.entropy import flat
+
 
 def generator(key: tuple[int, ...]) -> torch.Generator:
     """A generator on the CPU for a key such as (seed of the run, step)."""
@@ -35,7 +37,7 @@ def pick(maps: Tensor, places: Tensor) -> Tensor:
     Pixels are numbered sample by sample in the order of memory, from 0 to B · number of pixels. The
     same places of several maps belong together.
     """
-    flat = maps.flatten(2)  # (B, D, N)
-    pixels = flat.shape[2]
-    places = places.to(flat.device)
-    return flat[places // pixels, :, places % pixels]
+    maps = flat(maps)  # (B, D, N)
+    pixels = maps.shape[2]
+    places = places.to(maps.device)
+    return maps[places // pixels, :, places % pixels]

@@ -7,6 +7,7 @@ several ranks can be added, entropies of means cannot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -89,11 +90,11 @@ def plain_entropy_sums(
     """`entropy_sums` in plain torch, the reference for the compiled operator."""
     check_logits(logits, temperature, mask)
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_p = (logits.to(kind) / temperature).log_softmax(1).flatten(2)  # (B, K, N)
+    log_p = flat((logits.to(kind) / temperature).log_softmax(1))  # (B, K, N)
     p = log_p.exp()
     entropy = -(p * log_p).sum(1)  # (B, N)
     if mask is not None:
-        keep = mask.flatten(1)  # (B, N)
+        keep = flat(mask[:, None])[:, 0]  # (B, N)
         entropy = torch.where(keep, entropy, 0)
         p = torch.where(keep[:, None], p, 0)
         pixels = keep.sum(1).to(kind)  # (B,)
@@ -123,6 +124,16 @@ def check_logits(logits: Tensor, temperature: float, mask: Tensor | None) -> Non
             )
 
 
+def flat(maps: Tensor) -> Tensor:
+    """(B, K, …) -> (B, K, N), with N = 1 where there are no spatial dimensions."""
+    return maps.reshape(*maps.shape[:2], math.prod(maps.shape[2:]))
+
+
+def entropy_terms(p: Tensor) -> Tensor:
+    """−p log p of each probability; 0, with a gradient of 0 instead of infinity, where p is 0."""
+    return torch.special.entr(p.clamp(min=torch.finfo(p.dtype).tiny))
+
+
 def entropy_of_mean(sums: EntropySums, *, reduce: Reduce = identity) -> Tensor:
     """Entropy H(p̄) of the mean code, in nats: () or, from sums per sample, (B,).
 
@@ -133,7 +144,7 @@ def entropy_of_mean(sums: EntropySums, *, reduce: Reduce = identity) -> Tensor:
     0.693...
     """
     mean = reduce(sums.marginal) / reduce(sums.pixels)[..., None]
-    return torch.special.entr(mean).sum(-1)
+    return entropy_terms(mean).sum(-1)
 
 
 def mean_entropy(sums: EntropySums, *, reduce: Reduce = identity) -> Tensor:

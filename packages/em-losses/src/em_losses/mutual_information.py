@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from em_losses.divergence import divergence_sums
-from em_losses.entropy import EntropySums, Reduce, entropy_of_mean, identity, mean_entropy
+from em_losses.entropy import (
+    EntropySums,
+    Reduce,
+    entropy_of_mean,
+    entropy_terms,
+    flat,
+    identity,
+    mean_entropy,
+)
 
 
 def cross_entropy(
@@ -69,7 +77,7 @@ def information_bound(
     """
     sums = divergence_sums(target, logits, target_is_logits=target_is_logits)
     pixels = reduce(sums.pixels)
-    spread = torch.special.entr(reduce(sums.target_marginal) / pixels).sum()
+    spread = entropy_terms(reduce(sums.target_marginal) / pixels).sum()
     return spread - reduce(sums.cross_entropy) / pixels
 
 
@@ -146,7 +154,7 @@ def iic(
         )
     kind = torch.float64 if first.dtype == torch.float64 else torch.float32
     with torch.autocast(first.device.type, enabled=False):
-        p, q = first.to(kind).flatten(2), second.to(kind).flatten(2)  # (B, K, N)
+        p, q = flat(first.to(kind)), flat(second.to(kind))  # (B, K, N)
         joint = reduce((p @ q.mT).sum(0))  # (K, K)
     joint = (joint + joint.T) / (2 * joint.sum())
     tiny = torch.finfo(kind).tiny  # log 0 has no gradient

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from em_losses.entropy import Reduce, identity
+from em_losses.entropy import Reduce, flat, identity
 
 
 class SegmentationSums(NamedTuple):
@@ -244,7 +244,7 @@ def boundary_weight(
 
 def _per_class(values: Tensor) -> Tensor:
     """(B, C, …) -> (C,)."""
-    return values.flatten(2).sum((0, 2))
+    return flat(values).sum((0, 2))
 
 
 def _count(weight: Tensor | None, logits: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class BatchNorm(_BatchNorm):
         share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
         kind = self.running_mean.dtype
         self.running_mean.lerp_(mean.to(kind), share)
-        self.running_var.lerp_((var * count / (count - 1)).to(kind), share)
+        self.running_var.lerp_((var * count / (count - 1).clamp_min(1)).to(kind), share)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

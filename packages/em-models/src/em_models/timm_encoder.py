@@ -85,6 +85,8 @@ class TimmEncoder(nn.Module):
         # The weights are in the model now: a copy of it needs no network.
         self.config = dataclasses.replace(config, pretrained=False)
         self.backbone, self.pitches, self.channels = _make_backbone(config)
+        # As of some transformers; a backbone that does not say has them first.
+        self.channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         make = _FPN if config.decoder == "fpn" else _UNet
         self.decoder = make(self.channels, config.width)
         self.embed = nn.Conv2d(config.width, config.embedding, 1, bias=False)
@@ -152,8 +154,8 @@ class TimmEncoder(nn.Module):
         padded = F.pad(image, (0, right, 0, bottom))
         for level, pitch in zip(self.backbone(padded), self.pitches, strict=True):
             skip, repeat = max(1, step // pitch), max(1, pitch // step)
-            if level.shape[1] != self.channels[len(levels)]:
-                level = level.movedim(-1, 1)  # some transformers keep channels last
+            if self.channels_last:
+                level = level.movedim(-1, 1)
             level = level[..., ::skip, ::skip]
             levels.append(level.repeat_interleave(repeat, -2).repeat_interleave(repeat, -1))
         return self.decoder(levels, self._dilations(step))

@@ -252,6 +252,14 @@ class UNet(nn.Module):
         own = F.avg_pool2d(image[:, middle, None], self.config.guide_scale)
         before = config.geometry.trimmed // 2 - _centre(config)
         after = config.geometry.trimmed + 1 - config.pitch - before
+        most = max(before, after)
+        if min(own.shape[-2:]) <= most:  # what is reflected lies within the image
+            stride, scale = self.config.stride, self.config.guide_scale
+            side = -(-(most + 1) * scale // stride) * stride
+            raise ValueError(
+                f"image of {' × '.join(map(str, image.shape[-2:]))} px; a U-Net with this guide takes "
+                f"sides of at least {side} px: pad it, or take larger tiles"
+            )
         padded = F.pad(own, (before, after) * 2, mode="reflect")
         embedding: Tensor = self.guide(padded).embedding
         return embedding
