@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ class Labeller(torch.nn.Module):
     def __init__(self, codes, k=50, pitch=4, margin=0):
         super().__init__()
         self.codes, self.k, self.margin = codes, k, margin
+        self.config = SimpleNamespace(classes=k)
         self.unused = torch.nn.Parameter(torch.zeros(()))
         self.geometry = Geometry(
             pitch=pitch,
@@ -190,6 +192,13 @@ def test_one_class_everywhere_fails():
         crops=40,
     )
     assert {"effective classes", "largest class", "shift κ"} <= missed(figures)
+
+
+def test_few_classes_need_not_be_twelve(honest):
+    for used, passed in ((6.1, True), (5.9, False)):
+        few = Figures(**{**vars(honest), "classes": 10, "effective_classes": used})
+        verdict = {v.title: v for v in judge(few)}["effective classes"]
+        assert verdict.passed is passed and verdict.bound == "≥ 6"
 
 
 def test_every_gate_stands_at_its_bound_and_names_the_figure(honest):

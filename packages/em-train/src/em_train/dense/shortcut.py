@@ -61,6 +61,11 @@ class Gate(NamedTuple):
     bound: float
     meaning: str
     missed: str
+    share: float = math.inf  # of the classes asked for, the bound where that is less
+
+    def limit(self, classes: int) -> float:
+        """The bound for an encoder of so many classes."""
+        return min(self.bound, self.share * classes)
 
 
 GATES = (
@@ -88,6 +93,7 @@ GATES = (
         *("effective_classes", "effective classes", "≥", 12.0),
         "exp(entropy) of how often each class is used",
         "the codes have collapsed to few classes",
+        share=0.6,
     ),
     Gate(
         *("largest_class", "largest class", "≤", 0.40),
@@ -114,6 +120,8 @@ class Figures:
     """The same with a code for every pixel, any odd number of pixels apart."""
     audit_information: float | None = None
     """H̄ − CE in nats after training with context from unrelated places."""
+    classes: int
+    """How many were asked for."""
     effective_classes: float
     """exp(entropy of the histogram of codes)."""
     largest_class: float
@@ -192,7 +200,7 @@ def prove(
     """Measure all figures of an encoder on a volume and judge them.
 
     Args:
-        encoder: gives `DenseCodes` and has a `geometry`, as those of em_models.
+        encoder: gives `DenseCodes`, has a `geometry` and a `config`, as those of em_models.
         crop_vx: side of the crops it was trained on, in pixels.
         audit_information: from `em_train.dense.audit`, which trains for it.
     """
@@ -206,13 +214,14 @@ def judge(figures: Figures) -> tuple[Verdict, ...]:
     verdicts = []
     for gate in GATES:
         value: float | None = getattr(figures, gate.figure)
-        bound = f"{gate.sense} {gate.bound:g}"
+        limit = gate.limit(figures.classes)
+        bound = f"{gate.sense} {limit:g}"
         if value is None:
             passed, reason = None, f"not measured ({gate.meaning})"
         elif math.isnan(value):
             passed, reason = False, f"cannot be measured: {UNMEASURED} ({gate.meaning})"
         else:
-            passed = value <= gate.bound if gate.sense == "≤" else value >= gate.bound
+            passed = value <= limit if gate.sense == "≤" else value >= limit
             reason = f"{value:.4g}, wanted {bound}: {gate.meaning if passed else gate.missed}"
         verdicts.append(
             Verdict(title=gate.title, value=value, bound=bound, passed=passed, reason=reason)
@@ -266,6 +275,7 @@ def measure(
         position_leak=leak,
         shift_kappa=shift,
         dense_shift_kappa=dense_shift,
+        classes=encoder.config.classes,
         effective_classes=effective_classes(codes),
         largest_class=largest_share(codes),
         grey_share=shares[grey_sigma],
