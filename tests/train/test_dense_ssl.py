@@ -88,6 +88,23 @@ def test_a_run_leaves_everything_a_person_looks_at(tmp_path):
     assert not torch.equal(state["average"][key], state["networks"]["encoder.prototypes"])
 
 
+@pytest.mark.parametrize(("backbone", "size_vx"), [("convnext_atto", 76), ("resnet18", 79)])
+def test_a_backbone_of_timm_trains_to_its_report(tmp_path, backbone, size_vx):
+    """One has an even receptive field, so that it loses one more pixel behind than before."""
+    timm = {"backbone": backbone, "max_stride": 4, "classes": 10}
+    config = small(
+        data={"stack": {"size_vx": size_vx}},
+        model={"kind": "timm", "timm": timm},
+        optim={"steps": 2},
+    )
+    path = tmp_path / "run"
+    assert start(path, config)
+    assert (path / "report.html").exists() and (path / "images" / "shortcut.png").exists()
+    with Image.open(path / "images" / "classes.png") as picture:
+        side = 96 - recipe.geometry_of(config.model).trimmed
+        assert picture.height == side + TITLE_PX
+
+
 @pytest.mark.parametrize("taught", [{}, {"target": "ema"}, {"feature_target": "average"}])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, taught, monkeypatch):
     config = small(loss=taught)

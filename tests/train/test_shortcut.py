@@ -178,6 +178,13 @@ def test_crops_that_the_widest_blur_does_not_fit_into_are_measured():
     assert max(shares) == 5.7
 
 
+def test_crops_with_few_codes_are_compared_where_they_overlap():
+    figures = measure(Labeller(of_texture, margin=26), VOLUME, GREY, crop_vx=65, crops=40)
+    assert figures.shift_kappa == pytest.approx(1) and figures.dense_shift_kappa == pytest.approx(1)
+    alone = measure(Labeller(of_texture, margin=32), VOLUME, GREY, crop_vx=65, crops=40)
+    assert math.isnan(alone.shift_kappa) and "shift κ" in missed(alone)
+
+
 def test_a_single_slice_has_no_neighbour():
     figures = measure(Labeller(of_texture, margin=6), noise_volume((1, 200, 200)), GREY, crop_vx=49)
     assert math.isnan(figures.z_kappa) and missed(figures) <= {"position leak"}

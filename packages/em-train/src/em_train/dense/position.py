@@ -123,12 +123,12 @@ def shift_kappa(
     """Cohen's κ of the codes that the same pixels have in two crops.
 
     The crops lie a multiple of the pitch apart, or, with a code for every pixel, an odd number of
-    pixels. NaN where the volume has no room to move a crop.
+    pixels. NaN where the volume has no room to move a crop, or a crop has a single code.
     """
     geometry = encoder.geometry
     step = 1 if dense else geometry.pitch
     room = min(volume.shape[1:]) - crop_vx
-    reach = min(room, crop_vx // 3) // step
+    reach = min(room // step, crop_vx // 3 // step, geometry.codes(crop_vx, step) - 1)
     if reach < 1:
         return math.nan
     size = crop_vx + reach * step

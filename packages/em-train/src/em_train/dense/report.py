@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume
+from em_models import Geometry
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -57,16 +58,16 @@ CURVES = (
 )
 
 
-def view_box(volume: Volume, margin: int, z: int, side_vx: int = VIEW_VX) -> Box:
+def view_box(volume: Volume, geometry: Geometry, z: int, side_vx: int = VIEW_VX) -> Box:
     """The middle of a slice, with the border that the encoder loses."""
-    size = [min(n, side_vx + 2 * margin) for n in volume.shape[1:]]
+    size = [min(n, side_vx + geometry.trimmed) for n in volume.shape[1:]]
     origin = [(n - s) // 2 for n, s in zip(volume.shape[1:], size, strict=True)]
     return Box((z, origin[0], origin[1]), (1, size[0], size[1]))
 
 
 @torch.inference_mode()
 def hard_codes(encoder: Any, image: np.ndarray) -> np.ndarray:
-    """The class of every pixel of slices in [0, 1] that has one: (Z, Y, X) -> (Z, Y − 2m, X − 2m)."""
+    """The class of every pixel of slices in [0, 1] that has one: (Z, Y, X) -> without the border."""
     device = next(encoder.parameters(), torch.zeros(())).device
     codes = []
     for plane in torch.from_numpy(image).to(device):  # one by one: the features are large
@@ -89,15 +90,16 @@ def truth_of(volume: Volume) -> Volume | None:
 
 def preview(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, name: str) -> None:
     """Save one slice as raw, classes, overlay and, where it is known, truth."""
-    margin, classes = encoder.geometry.margin, encoder.config.classes
-    box = view_box(volume, margin, volume.shape[0] // 2)
+    geometry, classes = encoder.geometry, encoder.config.classes
+    box = view_box(volume, geometry, volume.shape[0] // 2)
     image = grey.unit(volume.read(box))
     colours = pictures.class_map(hard_codes(encoder, image)[0], classes)
-    raw = np.rint(without_border(image[0], margin) * 255).astype(np.uint8)
+    raw = np.rint(without_border(image[0], geometry) * 255).astype(np.uint8)
     panels = [("raw", raw), ("classes", colours), ("both", pictures.overlay(raw, colours))]
     truth = truth_of(volume)
     if truth is not None:
-        names, labels = np.unique(without_border(truth.read(box)[0], margin), return_inverse=True)
+        inner = without_border(truth.read(box)[0], geometry)
+        names, labels = np.unique(inner, return_inverse=True)
         shown = pictures.true_map(labels.reshape(raw.shape), len(names))
         panels.append(("truth (never seen)", shown))
     pictures.save_row(panels, folder.images / f"{name}.png")
@@ -108,25 +110,27 @@ def agreement(encoder: Any, volume: Volume, grey: GreyRange) -> dict[str, float]
     truth = truth_of(volume)
     if truth is None:
         return None
-    margin, k = encoder.geometry.margin, encoder.config.classes
+    geometry, k = encoder.geometry, encoder.config.classes
     planes = sorted({int(z) for z in np.linspace(0, volume.shape[0] - 1, SCORED_SLICES + 2)[1:-1]})
-    boxes = [view_box(volume, margin, z, SCORED_VX) for z in planes]
+    boxes = [view_box(volume, geometry, z, SCORED_VX) for z in planes]
     image = np.concatenate([grey.unit(volume.read(box)) for box in boxes])  # (Z, Y, X)
     labels = np.concatenate([truth.read(box) for box in boxes])
-    _, classes = np.unique(without_border(labels, margin), return_inverse=True)
+    _, classes = np.unique(without_border(labels, geometry), return_inverse=True)
     true = torch.from_numpy(classes.ravel())
     slices = torch.from_numpy(image)
     smoothed = grey_codes(slices, grey_centres(slices, k)).numpy()
     return {
         "learned": nmi(torch.from_numpy(hard_codes(encoder, image).ravel()), true),
-        "grey": nmi(torch.from_numpy(without_border(smoothed, margin).ravel()), true),
+        "grey": nmi(torch.from_numpy(without_border(smoothed, geometry).ravel()), true),
     }
 
 
-def without_border(slices: np.ndarray, margin: int) -> np.ndarray:
-    """(…, Y, X) without `margin` pixels on each side."""
-    height, width = slices.shape[-2:]
-    return slices[..., margin : height - margin, margin : width - margin]
+def without_border(slices: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The pixels of (…, Y, X) that have a code; an even receptive field loses one more behind them."""
+    rows, columns = (
+        slice(geometry.margin, geometry.margin + geometry.codes(n, 1)) for n in slices.shape[-2:]
+    )
+    return slices[..., rows, columns]
 
 
 def prove_run(

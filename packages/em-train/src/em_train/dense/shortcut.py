@@ -47,7 +47,7 @@ GREY_BINS = 50
 GREY_SIGMAS = (0.0, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)
 PHOTOMETRY = 0.3  # strength of the photometric change, as in `em_data.augment`
 
-UNMEASURED = "there is a single class, or the volume has no room to move a crop"
+UNMEASURED = "there is a single class, a crop has a single code, or no room to move in the volume"
 
 Sense = Literal["≤", "≥"]
 
