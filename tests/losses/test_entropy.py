@@ -73,6 +73,15 @@ def test_probabilities_come_with_the_same_sums_and_carry_gradients():
     torch.testing.assert_close(logits.grad, twin.grad)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_half_logits_over_a_small_temperature_are_probabilities(monkeypatch, plain):
+    if plain:
+        monkeypatch.setattr("em_losses.entropy.compiled", lambda stem, tensor: None)
+    logits = torch.tensor([[[-30.0], [0.0], [40.0]]]).half()  # 40 / 1e-4 is more than half can hold
+    _, p = entropy_sums_and_probabilities(logits, temperature=1e-4)
+    assert p.dtype == torch.float16 and p.flatten().tolist() == [0, 0, 1]
+
+
 def test_sums_of_parts_add_up_to_the_whole():
     logits = torch.randn(6, 5, 8, 8)
     parts = [entropy_sums(part) for part in logits.split(2)]

@@ -77,7 +77,9 @@ def entropy_sums_and_probabilities(
     if fused:
         sums, p = fused.entropy_sums_and_probabilities(logits, **settings)
         return EntropySums(*sums), p
-    return plain_entropy_sums(logits, **settings), (logits / temperature).softmax(1)  # type: ignore[arg-type]
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32  # halves overflow
+    p = (logits.to(kind) / temperature).softmax(1).to(logits.dtype)
+    return plain_entropy_sums(logits, **settings), p  # type: ignore[arg-type]
 
 
 def plain_entropy_sums(
