@@ -17,6 +17,7 @@ from em_data.loader import Batch
 from em_losses import entropy_sums, mean_entropy
 from em_train import config as configuration
 from em_train.config import Layer, resolve
+from em_train.dense import loss
 from em_train.dense.data import make_loader
 from em_train.dense.report import agreement, hard_codes, preview
 from em_train.engine import checkpoint
@@ -274,8 +275,8 @@ def test_a_learned_target_is_the_teachers_embedding_of_the_unchanged_slice():
 
 def test_a_rehearsal_has_the_teacher_of_the_run(monkeypatch):
     monkeypatch.setattr(recipe, "losses", lambda networks, teacher, *_: {"loss": teacher})
-    for loss, taught in (({}, False), ({"target": "ema"}, True)):
-        networks, _, loss_of = recipe.rehearse(small(loss=loss), torch.device("cpu"))
+    for wanted, taught in (({}, False), ({"target": "ema"}, True)):
+        networks, _, loss_of = recipe.rehearse(small(loss=wanted), torch.device("cpu"))
         teacher = loss_of(networks, None)
         assert (teacher is not None) == taught
         assert teacher is not networks["encoder"] and not (taught and teacher.training)
@@ -310,21 +311,24 @@ def test_slices_are_changed_and_turned_before_they_are_seen(monkeypatch):
 class Oracle(torch.nn.Module):
     """An encoder that knows the truth, which it finds in the grey values."""
 
-    def __init__(self, classes, margin):
+    def __init__(self, classes, trimmed):
         super().__init__()
-        self.config = SimpleNamespace(classes=classes, margin=margin)
-        self.geometry = self.config
+        self.config = SimpleNamespace(classes=classes)
+        self.geometry = em_models.Geometry(
+            pitch=1, receptive_field=trimmed + 1, trimmed=trimmed, position_free=True, reason=""
+        )
         self.prototypes = torch.zeros(1)
 
     def forward(self, image, dense):
-        m, k = self.config.margin, self.config.classes
+        k, before = self.config.classes, self.geometry.margin
         codes = (image[0, 0] * (k - 1)).round().long()
-        inner = codes[m : codes.shape[0] - m, m : codes.shape[1] - m]
+        rows, columns = (slice(before, before + self.geometry.codes(n)) for n in codes.shape)
+        inner = codes[rows, columns]
         return SimpleNamespace(logits=torch.nn.functional.one_hot(inner, k).permute(2, 0, 1)[None])
 
 
-@pytest.mark.parametrize("margin", [0, 20])
-def test_an_oracle_agrees_with_the_truth_and_shifted_labels_are_not_used(tmp_path, margin):
+@pytest.mark.parametrize("trimmed", [0, 40, 41])
+def test_an_oracle_agrees_with_the_truth_and_shifted_labels_are_not_used(tmp_path, trimmed):
     truth = open_volume("synthetic:shape=6x100x110,seed=2").labels("classes")[0:6, 0:100, 0:110]
     for name, origin in (("right", (0, 0, 0)), ("shifted", (40, 0, 0))):
         with new_store(tmp_path / f"{name}.zarr") as store:
@@ -336,10 +340,10 @@ def test_an_oracle_agrees_with_the_truth_and_shifted_labels_are_not_used(tmp_pat
             )
             labels.write(Box((0, 0, 0), truth.shape), truth.astype(np.uint64) * 10**15 + 1)
     volume, grey = open_volume(tmp_path / "right.zarr"), GreyRange(0, 250)
-    found = agreement(Oracle(6, margin), volume, grey)
+    found = agreement(Oracle(6, trimmed), volume, grey)
     assert found["learned"] == pytest.approx(1) and 0.1 < found["grey"] < 1
     folder = new_run(tmp_path / "run", small(), "dense-ssl")
-    preview(Oracle(6, margin), volume, grey, folder, "classes")
+    preview(Oracle(6, trimmed), volume, grey, folder, "classes")
     sheet = np.asarray(Image.open(folder.images / "classes.png"))[TITLE_PX:]
     side = (sheet.shape[1] - 3 * GAP_PX) // 4
     panels = [sheet[:, i * (side + GAP_PX) :][:, :side] for i in range(4)]
@@ -349,7 +353,7 @@ def test_an_oracle_agrees_with_the_truth_and_shifted_labels_are_not_used(tmp_pat
         "panels do not lie on each other"
     )
     shifted = open_volume(tmp_path / "shifted.zarr")
-    assert agreement(Oracle(6, margin), shifted, grey) is None
+    assert agreement(Oracle(6, trimmed), shifted, grey) is None
 
 
 def test_hard_codes_cover_the_slice_without_its_border():
@@ -414,8 +418,8 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
 def test_a_run_of_steps_that_are_not_finite_stops_and_keeps_the_batch(
     tmp_path, monkeypatch, factor
 ):
-    real = recipe.cross_entropy
-    monkeypatch.setattr(recipe, "cross_entropy", lambda *args, **rest: real(*args, **rest) * factor)
+    real = loss.cross_entropy
+    monkeypatch.setattr(loss, "cross_entropy", lambda *args, **rest: real(*args, **rest) * factor)
     config = small(optim={"bad_steps": 3})
     with pytest.raises(
         FloatingPointError,
