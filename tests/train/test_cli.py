@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from em_data import open_volume
-from em_data.legend import read_legend
+from em_data.formats.legend import read_legend
 from em_data.synthetic import CLASSES
 from em_train.cli import app
 from em_train.commands import judge, options

@@ -77,9 +77,9 @@ def probe(
     For instance: `emtrain probe RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
     --fit-z 0:9 --score-z 12:16`
     """
-    from em_train import patch_probe
+    from em_train.judge import patches
 
-    config = patch_probe.ProbeConfig(
+    config = patches.ProbeConfig(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),
         patch_vx=tuple(parse_numbers("--patch", patch, int)) if patch else None,
@@ -89,10 +89,8 @@ def probe(
         seeds=seeds,
     )
     recipe_of(run, {"mae": "", "dense-ssl": ""})
-    found = patch_probe.probe(
-        run, data, labels or [], config, beside=beside or (), baselines=baselines
-    )
-    patch_probe.print_probing(found)
+    found = patches.probe(run, data, labels or [], config, beside=beside or (), baselines=baselines)
+    patches.print_probing(found)
     if json_path:
         json_path.write_text(json.dumps(found.as_json(), indent=2) + "\n")
 
@@ -119,13 +117,12 @@ def shortcut(
 
     For instance: `emtrain shortcut runs/first --data other.zarr`
     """
-    from em_train import config as configuration
-    from em_train.dense.prove import prove_stored_run
-    from em_train.dense.report import print_proof
+    from em_train.dense.proof_report import print_proof, prove_stored_run
+    from em_train.engine import config as configuration
     from em_train.engine.run_folder import stored_config
     from em_train.recipes import dense_ssl as recipe
 
-    recipe_of(run, {"dense-ssl": "em_train.dense.prove"})
+    recipe_of(run, {"dense-ssl": "em_train.dense.proof_report"})
     config = configuration.resolve(recipe.Config, [stored_config(run, "dense-ssl")])
     proof = prove_stored_run(
         run, config, recipe.run, address=data, audit_steps=audit_steps, seed=seed
@@ -211,7 +208,7 @@ def evaluate(
     """
     import importlib
 
-    from em_train.evaluate import Protocol
+    from em_train.judge.truth import Protocol
 
     if score_labels and not score_data:
         raise ValueError("--score-labels belongs to a volume; give it with --score-data")
@@ -276,7 +273,7 @@ def report(
 
     For instance: `emtrain report runs/a runs/b --out comparison.html`
     """
-    from em_train.report import render
+    from em_train.look.report import render
 
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     render(runs, path)
