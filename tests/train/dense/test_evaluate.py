@@ -61,7 +61,7 @@ def test_the_padded_encoder_fails_and_the_report_says_so(padded):
     assert figures.shift_kappa < 0.98 and figures.dense_shift_kappa < 0.98
     stored = json.loads((padded / "proof.json").read_text())
     assert stored["passed"] is False and stored["sentence"].startswith("FAILED. ")
-    assert (padded / "images" / "shortcut.png").stat().st_size > 1000
+    assert (padded / "images" / "proof.png").stat().st_size > 1000
     folder = RunFolder(padded)
     dense_report.write_report(folder, config_of(), {"steps": "40"}, proof)
     report = folder.report.read_text()

@@ -100,7 +100,7 @@ def test_a_backbone_of_timm_trains_to_its_report(tmp_path, backbone, size_vx):
     )
     path = tmp_path / "run"
     assert start(path, config)
-    assert (path / "report.html").exists() and (path / "images" / "shortcut.png").exists()
+    assert (path / "report.html").exists() and (path / "images" / "proof.png").exists()
     with Image.open(path / "images" / "classes.png") as picture:
         side = 96 - recipe.geometry_of(config.model).trimmed
         assert picture.height == side + TITLE_PX

@@ -1,4 +1,4 @@
-"""Commands that judge what was learned: probe, shortcut, evaluate, report."""
+"""Commands that judge what was learned: probe, prove, evaluate, report."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def probe(
 
 
 @app.command(rich_help_panel=PANEL)
-def shortcut(
+def prove(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a dense-ssl run.")],
     data: Annotated[
         str | None,
@@ -113,9 +113,9 @@ def shortcut(
 
     Position in the crop, brightness alone, a single class: each has a figure and a bound. The audit
     trains afresh with context from unrelated places, where an honest encoder can predict nothing.
-    Writes `proof.json` and `images/shortcut.png` into the run folder. Exit code 1 if a gate is missed.
+    Writes `proof.json` and `images/proof.png` into the run folder. Exit code 1 if a gate is missed.
 
-    For instance: `emtrain shortcut runs/first --data other.zarr`
+    For instance: `emtrain prove runs/first --data other.zarr`
     """
     from em_train.dense.proof_report import print_proof, prove_stored_run
     from em_train.engine import config as configuration
@@ -132,9 +132,19 @@ def shortcut(
     print_proof(proof)
     if json_path:
         json_path.write_text(json.dumps(proof.as_json(), indent=2) + "\n")
-    typer.echo(f"look at {run / 'images' / 'shortcut.png'}")
+    typer.echo(f"look at {run / 'images' / 'proof.png'}")
     if proof.passed is False:
         raise typer.Exit(1)
+
+
+@app.command(
+    "shortcut",
+    hidden=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def shortcut() -> None:
+    """The former name of `prove`."""
+    raise typer.BadParameter("emtrain shortcut is now emtrain prove; its options are the same")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -78,7 +78,7 @@ def prove_run(
     seed: int = 0,
     audit: Audit | None = None,
 ) -> Proof:
-    """Measure and judge the shortcuts of a run; leaves `proof.json` and `images/shortcut.png`."""
+    """Measure and judge the shortcuts of a run; leaves `proof.json` and `images/proof.png`."""
     information = audit.information if audit else None
     proof = prove(encoder, volume, grey, crop_vx=crop_vx, seed=seed, audit_information=information)
     found = proof.as_json() | {
@@ -87,7 +87,7 @@ def prove_run(
     }
     with replacing(folder / "proof.json") as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
-    save_crops(encoder, volume, grey, folder / "images" / "shortcut.png", crop_vx=crop_vx)
+    save_crops(encoder, volume, grey, folder / "images" / "proof.png", crop_vx=crop_vx)
     return proof
 
 
