@@ -17,7 +17,7 @@ from em_train.commands import judge, options
 from typer.testing import CliRunner
 
 RUN = [
-    *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
+    *("--set", "run.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
     *("--set", "model.encoder.pools=[]"),
     *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
 ]
@@ -200,7 +200,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    arguments = [*DATA, "--out", str(run), *RUN, "--set", "optim.steps=100000"]
+    arguments = [*DATA, "--out", str(run), *RUN, "--set", "run.steps=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "em_train.cli", "dense-ssl", *arguments],
         stderr=subprocess.PIPE,
@@ -216,10 +216,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 75, errors
     assert "--resume" in errors and "Traceback" not in errors
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    resumed = emtrain(
-        "dense-ssl", "--out", run, "--resume", "--set", f"optim.steps={steps[-1] + 2}"
-    )
-    refused(resumed, "optim.steps")  # the schedule depends on it
+    resumed = emtrain("dense-ssl", "--out", run, "--resume", "--set", f"run.steps={steps[-1] + 2}")
+    refused(resumed, "run.steps")  # the schedule depends on it
     assert "saved at step" in (run / "log.txt").read_text()
 
 

@@ -83,7 +83,7 @@ def test_where_processes_are_wanted(monkeypatch):
 def test_a_killed_worker_comes_back_and_a_signal_saves(tmp_path):
     run = tmp_path / "run"
     newest = lambda: checkpoint.newest(run / "checkpoints")  # noqa: E731
-    process = start(run, "--processes", "2", "--set", "optim.steps=100000")
+    process = start(run, "--processes", "2", "--set", "run.steps=100000")
     try:
         wait_for(lambda: newest() >= 2)
         workers = workers_of(process.pid)
@@ -109,7 +109,7 @@ def test_a_killed_worker_comes_back_and_a_signal_saves(tmp_path):
     assert steps == list(range(1, len(steps) + 1))
     assert checkpoint.load(run / "checkpoints")["step"] == steps[-1]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    errors = refused(run, "--resume", "--set", "optim.steps=100000")
+    errors = refused(run, "--resume", "--set", "run.steps=100000")
     assert "was written by 2 processes, now there are 1" in errors and "--processes 2" in errors
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
@@ -117,7 +117,7 @@ def test_a_killed_worker_comes_back_and_a_signal_saves(tmp_path):
 @pytest.mark.slow
 def test_a_second_interrupt_does_not_wait(tmp_path):
     run = tmp_path / "run"
-    process = start(run, "--processes", "2", "--set", "optim.steps=100000")
+    process = start(run, "--processes", "2", "--set", "run.steps=100000")
     wait_for(lambda: checkpoint.newest(run / "checkpoints") >= 2)
     workers = workers_of(process.pid)
     for worker in workers:

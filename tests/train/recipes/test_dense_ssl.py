@@ -37,8 +37,8 @@ SMALL = {
     },
     "model": {"encoder": {"classes": 10, "pools": []}, "predictor_width": 8},
     "loss": {"classes_at_least": 8},
-    "optim": {"steps": 4, "warmup_steps": 1},
-    "run": {"log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
+    "optim": {"warmup_steps": 1},
+    "run": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
 }
 
 
@@ -467,8 +467,7 @@ def test_every_field_is_explained():
 def test_earlier_attempts_train_and_are_found_out(tmp_path, name):
     short = {
         "data": {"volumes": ["synthetic:shape=8x160x160,seed=1"], "batch_size": 2},
-        "optim": {"steps": 2},
-        "run": {"device": "cpu", "log_every": 1},
+        "run": {"steps": 2, "device": "cpu", "log_every": 1},
     }
     layers = [configuration.preset_layer(name, "dense-ssl"), Layer("test", short)]
     assert start(tmp_path / "run", resolve(recipe.Config, layers))

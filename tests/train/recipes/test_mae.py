@@ -27,8 +27,8 @@ SMALL = {
         "encoder": {"width": 48, "depth": 2, "heads": 2, "patch_vx": [2, 8, 8]},
         "decoder": {"width": 24, "depth": 1, "heads": 2},
     },
-    "optim": {"steps": 4, "warmup_steps": 1},
-    "run": {"log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
+    "optim": {"warmup_steps": 1},
+    "run": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
 }
 
 

@@ -40,8 +40,7 @@ def run(tmp_path_factory):
             "split": {"z": [4, 5]},
         },
         "model": {"unet": {"channels": [4, 6]}},
-        "optim": {"steps": 2},
-        "run": {"device": "cpu"},
+        "run": {"steps": 2, "device": "cpu"},
     }
     config = resolve(recipe.Config, [Layer("test", settings)])
     assert recipe.run(config, new_run(path / "run", config, "segment"))

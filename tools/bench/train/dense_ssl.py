@@ -191,7 +191,7 @@ def measure(volume: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
             if not done.exists():
                 settings = [*fixed, *options.set, f"run.seed={seed}"]
                 if options.steps:
-                    settings.append(f"optim.steps={options.steps}")
+                    settings.append(f"run.steps={options.steps}")
                 seconds = train(run, address, variants[name], settings)
                 if options.audit_steps:
                     emtrain(

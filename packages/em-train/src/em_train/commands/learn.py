@@ -73,7 +73,7 @@ def dense_ssl(
     An encoder gives every pixel one of K classes, a predictor guesses the classes of a slice from
     its neighbours. The run folder holds pictures, weights, metrics and `report.html`.
 
-    For instance: `emtrain dense-ssl --data raw.zarr --out runs/first --set optim.steps=2000`
+    For instance: `emtrain dense-ssl --data raw.zarr --out runs/first --set run.steps=2000`
     """
     from em_train.engine.config import Layer
     from em_train.recipes import dense_ssl as recipe

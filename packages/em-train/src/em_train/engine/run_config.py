@@ -5,16 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from em_train.engine.device import Device
 from em_train.engine.precision import Precision
 
+# Keys that decide what a run ends in: a run that is resumed keeps them.
+RESULT_KEYS = (
+    *("run.seed", "run.steps", "run.accumulate", "run.bad_steps", "run.stale_after"),
+    *("run.ema_decay", "run.ema_decay_end"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How it is run. Keys other than the seed may change when a run is resumed."""
+    """How long it is run and how. What says nothing about the result may change on `--resume`."""
 
+    steps: PositiveInt = 600
+    """Optimiser steps of the whole run."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged into one step."""
+    bad_steps: PositiveInt = 10
+    """Steps in a row with gradients that are not finite, all skipped, after which the run stops."""
+    stale_after: NonNegativeInt = 0
+    """Measurements without a new best after which a run that measures ends early; 0: never."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the averaged weights, which are the ones that are shown and saved."""
+    ema_decay_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Decay at the end of the run, reached by half a cosine; without it, the decay stays."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the samples and the augmentation."""
     device: Device = "auto"

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from em_train.engine import config as configuration
 from em_train.engine.atomic import remove_leftovers, replacing
 from em_train.engine.errors import RunFolderError
+from em_train.engine.run_config import RESULT_KEYS
 
 if sys.platform != "win32":
     import fcntl
@@ -163,7 +164,7 @@ def check_config(path: Path, config: Any, command: str, *, fixed: Sequence[str] 
     changed = [
         line
         for key, line in lines.items()
-        if not key.startswith(FREE_KEYS) or key in ("run.seed", *fixed)
+        if not key.startswith(FREE_KEYS) or key in (*RESULT_KEYS, *fixed)
     ]
     if changed:
         raise RunFolderError(

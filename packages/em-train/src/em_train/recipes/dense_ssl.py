@@ -67,8 +67,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1800))
-    run: RunConfig = field(default_factory=RunConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=1800))
 
     def __post_init__(self) -> None:
         classes, floor = self.model.chosen.classes, self.loss.classes_at_least
@@ -112,7 +112,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     networks.to(device)
     if config.run.init and not resume:
         checkpoint.initialise(networks, config.run.init)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     if config.run.compile:
         for network in networks.children():
@@ -121,9 +121,9 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim)
-    schedule = optim.Schedule(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
 
     # Resume.
     states = States(
@@ -140,7 +140,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, networks, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     picture = partial(preview, averaged["encoder"], volumes[0], loader.ranges[0], folder)
     slices = config.data.batch_size * every * len(config.data.stack.offsets_z)  # per step
     with StopRequest() as stop, meter("dense-ssl", steps, start) as bar:
@@ -271,7 +271,7 @@ def rehearse(
     if config.loss.asks_bank:
         standardise(bank_of(networks), loader, config.data)
     networks.to(device)
-    averaged: Any = moving_average(networks, config.optim).module
+    averaged: Any = moving_average(networks, config.run).module
     teacher = averaged["encoder"] if config.loss.asks_average else None
     return networks, loader, lambda n, batch: losses(n, teacher, batch, config)["loss"]
 

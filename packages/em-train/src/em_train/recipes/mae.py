@@ -56,7 +56,6 @@ from em_train.mae.report import preview, save_spectrum, write_report
 from em_train.mae.validation import Figures
 from em_train.measure.training import peak_speed
 
-BETAS = (0.9, 0.95)  # of AdamW: hidden patches differ from step to step
 SETTLED = 5  # steps after which the time of an epoch is foretold
 
 
@@ -95,10 +94,17 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
-            steps=2000, lr=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0
+            lr=1e-3,
+            betas=(
+                0.9,
+                0.95,
+            ),  # hidden patches differ from step to step: squares are forgotten soon
+            warmup_steps=100,
+            weight_decay=0.05,
+            clip_norm=1.0,
         )
     )
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=2000))
 
     def __post_init__(self) -> None:
         grid = grid_of(self.data.cube.size_vx, self.model.encoder.patch_vx)
@@ -122,7 +128,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     networks = make_networks(config, volumes).to(device)
     if config.run.init and not resume:
         checkpoint.initialise(networks, config.run.init)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     costs = cost_of(config, networks, device)
     model: Any = networks["mae"]
@@ -135,11 +141,9 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim)
-    for group in optimiser.param_groups:
-        group["betas"] = BETAS
-    schedule = optim.Schedule(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
 
     # Resume.
     states = States(
@@ -156,7 +160,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, costs, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     cubes = config.data.batch_size * every  # per step
     per_epoch = max(1, config.data.samples_per_epoch // cubes)
     numbers: dict[str, Any] = {

@@ -60,12 +60,12 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
     # No moving average: batch norm's statistics are not those of averaged weights, and the cosine ends
     # in weights that hardly move.
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=4000, lr=1e-3, stale_after=10, ema_decay=0.0)
+    run: RunConfig = field(
+        default_factory=lambda: RunConfig(steps=4000, stale_after=10, ema_decay=0.0)
     )
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         stride, size = self.network.stride, self.data.patch_vx
@@ -117,7 +117,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         initialise(networks, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     if config.run.compile:
         for network in networks.children():
@@ -126,10 +126,10 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim, layers_of(networks))
-    schedule = optim.Schedule(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
-    best = Best(higher=False, stale_after=config.optim.stale_after)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
+    best = Best(higher=False, stale_after=config.run.stale_after)
 
     # Resume.
     states = States(
@@ -147,7 +147,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, classes, split, networks, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     per_epoch = max(1, config.data.samples_per_epoch // (config.data.batch_size * every))
     numbers = (config.loss, device, config.run.precision)
     with StopRequest() as stop, meter("segment", steps, start) as bar:
