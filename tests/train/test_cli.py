@@ -12,8 +12,9 @@ import pytest
 from em_data import open_volume
 from em_data.formats.legend import read_legend
 from em_data.synthetic import CLASSES
+from em_train import catalogue
 from em_train.cli import app
-from em_train.commands import judge, options
+from em_train.commands import options
 from typer.testing import CliRunner
 
 RUN = [
@@ -156,7 +157,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
 def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "mae"}')
     with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
-        options.recipe_of(tmp_path, judge.EVALUATIONS)
+        catalogue.module_for(tmp_path, "evaluate")
     assert (
         options.parse_range("--fit-z", "3:12") == (3, 12)
         and options.parse_range("--fit-z", None) is None

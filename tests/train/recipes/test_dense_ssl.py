@@ -276,7 +276,7 @@ def test_a_learned_target_is_the_teachers_embedding_of_the_unchanged_slice():
 def test_a_rehearsal_has_the_teacher_of_the_run(monkeypatch):
     monkeypatch.setattr(recipe, "losses", lambda networks, teacher, *_: {"loss": teacher})
     for wanted, taught in (({}, False), ({"target": "ema"}, True)):
-        networks, _, loss_of = recipe.rehearse(small(loss=wanted), torch.device("cpu"))
+        networks, _, _, loss_of = recipe.rehearse(small(loss=wanted), torch.device("cpu"))
         teacher = loss_of(networks, None)
         assert (teacher is not None) == taught
         assert teacher is not networks["encoder"] and not (taught and teacher.training)

@@ -84,7 +84,7 @@ def test_the_loss_is_made_of_its_parts_and_recomputing_changes_nothing(tmp_path)
 
 def test_betas_and_rehearsal():
     config = small()
-    networks, loader, loss_of = recipe.rehearse(config, torch.device("cpu"))
+    networks, loader, _, loss_of = recipe.rehearse(config, torch.device("cpu"))
     batch = next(iter(loader.batches(0, 1)))
     loss = loss_of(networks, batch)
     terms = recipe.losses(networks, batch, config)

@@ -400,7 +400,7 @@ def test_labels_of_another_voxel_size_or_place_are_refused(tmp_path, disks):
 def test_patches_without_a_labelled_pixel_change_nothing(disks):
     """A value of the labels that says not labelled: such pixels have no gradient."""
     config = small(data={"volumes": [str(disks)], "labels": ["discs"], "ignore": 9})
-    networks, loader, _ = recipe.rehearse(config, torch.device("cpu"))
+    networks, loader, *_ = recipe.rehearse(config, torch.device("cpu"))
     classes = recipe.open_data(config.data)[2]
     batch = next(iter(loader.batches(0, 1)))
     batch.labels.fill_(9)

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from em_train.engine.slurm import script
@@ -27,6 +26,8 @@ from em_train.engine.worker import WorkerError, is_worker, work
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    from em_train.catalogue import Recipe
 
 RESTARTS = 3  # without a new checkpoint in between
 
@@ -76,7 +77,7 @@ class Places:
 
 
 def train(
-    recipe: ModuleType,
+    recipe: Recipe,
     command: str,
     config: Any,
     path: Path,

@@ -196,6 +196,14 @@ def stored_part(path: Path, command: str, group: str, cls: type[T]) -> T:
     return configuration.resolve(cls, [configuration.Layer(stored.origin, stored.values[group])])
 
 
+def finished(path: Path) -> Path:
+    """The weights that a finished run has left for use elsewhere."""
+    weights = path / "weights"
+    if not weights.is_dir():
+        raise RunFolderError(f"{path} holds no weights yet; finish the run first, with --resume")
+    return weights
+
+
 def _hold(folder: RunFolder) -> None:
     """Lock the folder until the process ends or nobody uses `folder` any more."""
     if sys.platform == "win32":

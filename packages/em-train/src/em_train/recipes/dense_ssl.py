@@ -15,7 +15,6 @@ keeps the classes from collapsing into one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -53,6 +52,7 @@ from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint, open_volumes
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
@@ -261,10 +261,8 @@ def make_networks(config: Config) -> nn.ModuleDict:
     )
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes = open_volumes(config.data)
     loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
     networks = make_networks(config)
@@ -273,7 +271,16 @@ def rehearse(
     networks.to(device)
     averaged: Any = moving_average(networks, config.run).module
     teacher = averaged["encoder"] if config.loss.asks_average else None
-    return networks, loader, lambda n, batch: losses(n, teacher, batch, config)["loss"]
+    optimiser = optim.adamw(networks, config.optim)
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, teacher, batch, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -37,6 +36,7 @@ from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint, open_volumes
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
@@ -244,10 +244,8 @@ def losses(networks: nn.ModuleDict, batch: Batch, config: Config) -> dict[str, T
     return {"loss": loss, **terms}
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes = open_volumes(config.data)
     loader = make_loader(
         volumes, split_data(volumes, config.data), config.data, seed=config.run.seed
@@ -256,7 +254,16 @@ def rehearse(
     model: Any = networks["mae"]
     if config.model.recompute:
         recompute([*model.encoder.blocks, *model.blocks])
-    return networks.to(device), loader, lambda n, batch: losses(n, batch, config)["loss"]
+    optimiser = optim.adamw(networks.to(device), config.optim)
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, batch, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:

@@ -12,7 +12,6 @@ a gap, and say when to stop, which weights to keep, and from which probability a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
@@ -247,10 +247,8 @@ def losses(
     return {"loss": loss, **parts[0], "labelled": known.float().mean()}
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes, labels, classes = open_data(config.data)
     crop = crop_of(volumes, config.data, config.patch_vx)
     split = split_data(volumes, labels, config.data, crop)
@@ -260,7 +258,16 @@ def rehearse(
         initialise(networks, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
-    return networks, loader, lambda n, batch: losses(n, batch, classes, config)["loss"]
+    optimiser = optim.adamw(networks, config.optim, layers_of(networks))
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, batch, classes, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:

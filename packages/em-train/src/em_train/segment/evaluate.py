@@ -35,6 +35,7 @@ from em_train.segment.report import Case, examine, save_case
 from em_train.segment.run import open_run
 from em_train.segment.validation import Window, choose_windows, slices_of
 
+OPTIONS = ("instances",)  # of the command, beside those of every recipe
 INSTANCE_SCORES = {
     "voi_split": "VOI, cut (bits)",
     "voi_merge": "VOI, joined (bits)",
@@ -112,7 +113,6 @@ def evaluate(
     protocol: Protocol,
     *,
     at_nm: tuple[float, float, float] | None = None,
-    baselines: bool = True,
     instances: Sequence[str] = (),
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
@@ -124,7 +124,6 @@ def evaluate(
         score: not for segmentation, where nothing is left to fit.
         protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
         at_nm: voxel size instead of that of the run.
-        baselines: there are none here.
         instances: names of classes whose instances are judged, or between: and a name, see `divide`.
     """
     if score is not None or protocol.fit_z is not None:
