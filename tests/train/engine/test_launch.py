@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from em_train.engine import checkpoint
-from em_train.engine.launch import Places
+from em_train.engine.launch import Workers
 
 RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Imported by every Python that finds it in PYTHONPATH: makes one worker of several fail.
@@ -61,22 +61,22 @@ def wait_for(condition, seconds=120):
 
 def test_where_processes_are_wanted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Places().count() is None and Places().device() is None
-    assert Places(gpus="auto").count() == 2 and Places(gpus="auto").device() == "cuda"
-    assert Places(gpus="1").count() == 1 and Places(gpus="1").device() == "cuda"
-    assert Places(gpus="0").count() is None and Places(gpus="0").device() == "cpu"
-    assert Places(gpus="0", processes=3).count() == 3
-    assert Places(processes=1).count() == 1 and Places(processes=1).device() == "cpu"
+    assert Workers().count() is None and Workers().device() is None
+    assert Workers(gpus="auto").count() == 2 and Workers(gpus="auto").device() == "cuda"
+    assert Workers(gpus="1").count() == 1 and Workers(gpus="1").device() == "cuda"
+    assert Workers(gpus="0").count() is None and Workers(gpus="0").device() == "cpu"
+    assert Workers(gpus="0", processes=3).count() == 3
+    assert Workers(processes=1).count() == 1 and Workers(processes=1).device() == "cpu"
     with pytest.raises(ValueError, match="--gpus 3, but this machine has 2"):
-        Places(gpus="3").count()
+        Workers(gpus="3").count()
     with pytest.raises(ValueError, match="choose one of them"):
-        Places(gpus="2", processes=2)
+        Workers(gpus="2", processes=2)
     for wrong in ({"gpus": "two"}, {"gpus": "-1"}, {"processes": 0}):
         with pytest.raises(ValueError, match="wanted"):
-            Places(**wrong)
+            Workers(**wrong)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert Places(gpus="auto").count() is None and Places(gpus="auto").device() is None
-    assert Places(gpus="4").device() == "cuda"  # of the nodes of a Slurm job
+    assert Workers(gpus="auto").count() is None and Workers(gpus="auto").device() is None
+    assert Workers(gpus="4").device() == "cuda"  # of the nodes of a Slurm job
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -50,7 +50,7 @@ def recipe(seconds):
 
 def test_waiting_and_arithmetic_are_told_apart():
     config = SimpleNamespace(run=RunConfig(device="cpu", precision="fp32"))
-    figures = training.measure(recipe(0.03), config, steps=3, rounds=2)
+    figures = training.training_speed(recipe(0.03), config, steps=3, rounds=2)
     found = {row["case"]: row["ours"] for row in figures["rows"]}
     assert found["samples/s with reading"] < 4 / 0.03
     assert found["samples/s without reading"] > found["samples/s with reading"]

@@ -79,13 +79,13 @@ def test_a_run_leaves_everything_a_person_looks_at(tmp_path):
         resolve(recipe.Config, [configuration.file_layer(path / "config.json", "dense-ssl")])
         == small()
     )
-    trained, settled = (em_models.load(path / "weights" / n) for n in ("unsettled", "encoder"))
+    trained, reclustered = (em_models.load(path / "weights" / n) for n in ("trained", "encoder"))
     state = checkpoint.load(path / "checkpoints")
     key = "module.encoder.prototypes"
     assert torch.equal(trained.prototypes, state["average"][key])
-    assert torch.equal(trained.convolutions[0].weight, settled.convolutions[0].weight)
-    assert not torch.equal(trained.embed.weight, settled.embed.weight), "stretched by texture"
-    assert not torch.equal(trained.prototypes, settled.prototypes) and settled.offset.any()
+    assert torch.equal(trained.convolutions[0].weight, reclustered.convolutions[0].weight)
+    assert not torch.equal(trained.embed.weight, reclustered.embed.weight), "stretched by texture"
+    assert not torch.equal(trained.prototypes, reclustered.prototypes) and reclustered.offset.any()
     assert not torch.equal(state["average"][key], state["networks"]["encoder.prototypes"])
 
 

@@ -97,7 +97,7 @@ def start(entry: Entry, given: Given, layers: Sequence[Layer], *, again: str | N
     from em_train.engine.run_folder import stored_config
 
     recipe, layers = entry.load(), [*layers]
-    where = launch.Places(gpus=given.gpus, processes=given.processes)
+    where = launch.Workers(gpus=given.gpus, processes=given.processes)
     if given.resume:
         if given.out is None:
             raise ValueError("--resume needs the run folder: give it with --out")
@@ -121,7 +121,7 @@ def start(entry: Entry, given: Given, layers: Sequence[Layer], *, again: str | N
         typer.echo(script)
         return
     code = launch.train(
-        recipe, entry.command, resolved, path, resume=given.resume, places=where, again=again
+        recipe, entry.command, resolved, path, resume=given.resume, workers=where, again=again
     )
     if code:
         raise typer.Exit(code)

@@ -221,9 +221,9 @@ def speed(
 
     For instance: `emtrain speed raw.zarr --stack 3,512,512 --threads 4`
     """
-    from em_train.measure.reading import measure, print_speed
+    from em_train.measure.reading import print_speed, reading_speed
 
-    found = measure(
+    found = reading_speed(
         volume,
         channel=parse_channel(channel),
         stack_vx=tuple(parse_numbers("--stack", stack, int)),
@@ -266,7 +266,7 @@ def bench_train(
         raise ValueError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
     loaded = RECIPES[recipe].load()
     resolved = configuration.resolve(loaded.Config, layers_of(recipe, preset, config, set_))
-    figures = bench.measure(loaded, resolved, steps=steps, rounds=rounds)
+    figures = bench.training_speed(loaded, resolved, steps=steps, rounds=rounds)
     bench.show(recipe, figures)
     if json_path:
         json_path.write_text(json.dumps(figures, indent=2) + "\n")

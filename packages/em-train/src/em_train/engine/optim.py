@@ -30,17 +30,18 @@ class OptimConfig:
     warmup_steps: NonNegativeInt = 20
     """Steps over which the learning rate rises from zero."""
     schedule: Literal["cosine", "plateau"] = "cosine"
-    """After warm-up: a cosine down to zero at the last step, or down when the measure stops falling."""
+    """Learning rate after warm-up: cosine (down to zero at the last step) or plateau (reduced
+    when the measure stops falling)."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """With plateau: what the learning rate is multiplied by."""
+    """Factor on the learning rate at each plateau, with schedule=plateau."""
     plateau_patience: NonNegativeInt = 10
-    """With plateau: measurements without improvement that are waited for."""
+    """Measurements without improvement before the rate is reduced, with schedule=plateau."""
     layer_decay: Fraction = 1.0
     """Learning rate of a layer relative to the one after it; below 1 for fine-tuning."""
     weight_decay: NonNegativeFloat = 1e-4
     """Decay of weight matrices; norms, biases and scalars are not decayed."""
     clip_norm: PositiveFloat = 5.0
-    """Gradients are scaled down to this norm when they exceed it."""
+    """Largest norm of the gradients; larger ones are scaled down to it."""
 
 
 def adamw(

@@ -36,10 +36,10 @@ class RunConfig:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the samples and the augmentation."""
     device: Device = "auto"
-    """auto, cuda, mps or cpu."""
+    """Device: auto, cuda, mps or cpu."""
     precision: Precision = "auto"
-    """auto (bf16 where the GPU or CPU has it, else fp32), fp32, bf16 or fp16. Losses are computed in
-    fp32."""
+    """Type of the forward pass: auto (bf16 where the GPU or CPU has it, else fp32), fp32, bf16
+    or fp16. Losses are computed in fp32."""
     tf32: bool = False
     """Let fp32 products on CUDA round their inputs to 10 bits: faster, less exact."""
     compile: bool = False
@@ -47,7 +47,8 @@ class RunConfig:
     init: str | None = None
     """Run folder whose weights a new run starts from; `--init` sets it."""
     world: Literal["same", "any"] = "same"
-    """Resume on the same number of processes, bit for bit, or on any, equal up to rounding."""
+    """Processes on --resume: same (as many as before, equal bit for bit) or any (equal up to
+    rounding)."""
     log_every: PositiveInt = 10
     """Steps between rows of metrics.jsonl."""
     picture_every: PositiveInt = 100

@@ -26,7 +26,7 @@ PEAK_S = 0.3  # for which a matrix product is repeated
 SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 
-def measure(recipe: Recipe, config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
+def training_speed(recipe: Recipe, config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
     """Speeds of a recipe's training step: `{machine, conditions, rows}`."""
     torch.manual_seed(config.run.seed)
     device = choose_device(config.run.device)

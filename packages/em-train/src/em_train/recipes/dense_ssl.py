@@ -42,7 +42,7 @@ from em_train.dense.networks import (
     predictor_config,
 )
 from em_train.dense.proof_report import prove_run
-from em_train.dense.recluster import settle
+from em_train.dense.recluster import recluster
 from em_train.dense.report import preview, summarise, write_report
 from em_train.dense.texture import standardise
 from em_train.dense.views import clean_targets, look
@@ -51,7 +51,7 @@ from em_train.engine.device import choose_device
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint, open_volumes
+from em_train.engine.reading import fingerprint_data, open_volumes
 from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
@@ -72,8 +72,10 @@ class Config:
 
     def __post_init__(self) -> None:
         classes, floor = self.model.chosen.classes, self.loss.classes_at_least
-        if self.model.settle and self.model.chosen.head == "linear":
-            raise ValueError("a linear head has no prototypes to settle; set model.settle=false")
+        if self.model.recluster and self.model.chosen.head == "linear":
+            raise ValueError(
+                "a linear head has no prototypes to recluster; set model.recluster=false"
+            )
         if self.loss.spread == "floor" and floor > classes:
             raise ValueError(
                 f"loss.classes_at_least is {floor}, above the {classes} classes of the encoder; lower it"
@@ -102,7 +104,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Data: slices as stored, in stacks around a target slice.
     volumes = open_volumes(config.data)
     loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
-    data = fingerprint(loader)
+    data = fingerprint_data(loader)
 
     # Model: the encoder, the predictor, and the moving average of both.
     torch.manual_seed(config.run.seed)  # here, because what was loaded before may have drawn
@@ -178,21 +180,21 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     if not folder.leads:
         return True
     save(averaged["predictor"], folder.weights / "predictor")
-    if config.model.settle:
-        save(averaged["encoder"], folder.weights / "unsettled")  # what the predictor guesses
+    if config.model.recluster:
+        save(averaged["encoder"], folder.weights / "trained")  # what the predictor guesses
         middle, edge = config.data.stack.offsets_z.index(0), rim(config)
-        settled = settle(
+        reclustered = recluster(
             averaged["encoder"],
             (
                 clean_targets(batch.to(device), middle=middle, rim=edge)
                 for batch in loader.batches(0, steps)
             ),
             describe=averaged["describe"].weight[:, :, 0, 0] if config.loss.asks_bank else None,
-            texture=config.model.settle_texture,
-            frequency=config.model.settle_frequency,
+            texture=config.model.recluster_texture,
+            frequency=config.model.recluster_frequency,
             seed=config.run.seed,
         )
-        if not settled:
+        if not reclustered:
             say(
                 "the embedding has fewer distinct places than classes; the trained classes are kept"
             )

@@ -35,7 +35,7 @@ from em_train.engine.device import choose_device, recompute
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint, open_volumes
+from em_train.engine.reading import fingerprint_data, open_volumes
 from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
@@ -53,7 +53,7 @@ from em_train.mae.data import (
 )
 from em_train.mae.estimate import Estimate, estimate
 from em_train.mae.report import preview, save_spectrum, write_report
-from em_train.mae.validation import Figures
+from em_train.mae.validation import HeldOutErrors
 from em_train.measure.training import peak_speed
 
 SETTLED = 5  # steps after which the time of an epoch is foretold
@@ -122,7 +122,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, config.data)
     loader = make_loader(volumes, split, config.data, seed=config.run.seed)
     checked = held_out(loader, split, config.data, seed=config.run.seed) if folder.leads else []
-    data = fingerprint(loader, split.training)
+    data = fingerprint_data(loader, split.training)
 
     # Model: the autoencoder and its moving average.
     networks = make_networks(config, volumes).to(device)
@@ -350,7 +350,7 @@ def finish(
     """Figures, pictures and the report; what came out, in words for a person."""
     held = mae_check.model_error(model, checked, config.data, **numbers)
     plain, fitted = mae_check.inpainting_errors(model, checked, config.data, seed=config.run.seed)
-    figures = Figures(error=held, trilinear=plain, trilinear_fitted=fitted)
+    figures = HeldOutErrors(error=held, trilinear=plain, trilinear_fitted=fitted)
     points = mae_check.spectrum(model, checked, config.data, **numbers)
     (folder.path / "figures.json").write_text(
         json.dumps(asdict(figures) | {"spectrum": points}, indent=2) + "\n"

@@ -30,7 +30,7 @@ from em_train.engine.distributed import reduce
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint
+from em_train.engine.reading import fingerprint_data
 from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
@@ -50,7 +50,7 @@ from em_train.segment.labels import Classes, labelled
 from em_train.segment.loss import LossConfig, sums_of, terms_of
 from em_train.segment.networks import ModelConfig, freeze, initialise, layers_of, make_networks
 from em_train.segment.report import finish, preview
-from em_train.segment.validation import Window, check_classes, choose_windows, measure
+from em_train.segment.validation import Window, check_classes, choose_windows, score_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     windows = held_out(loader, classes, split, config)
-    data = fingerprint(loader, split.training)
+    data = fingerprint_data(loader, split.training)
 
     # Model: the network and its moving average.
     networks = make_networks(config.model, config.loss, classes).to(device)
@@ -172,7 +172,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 update.check(step, batch, folder.path)
             is_best = False
             if examined:
-                found = measure(averaged["network"], windows, *numbers)
+                found = score_windows(averaged["network"], windows, *numbers)
                 row |= found.row(classes.names)
                 is_best = best.improves(found.loss)
                 schedule.measure(found.loss)
@@ -203,7 +203,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     state = checkpoint.read(kept.resolve())
     average.load_state_dict(state["average"])
     save(averaged["network"], folder.weights / "network")
-    found = measure(averaged["network"], windows, *numbers, alone=True)
+    found = score_windows(averaged["network"], windows, *numbers, alone=True)
     summary = finish(
         averaged["network"], windows, classes, found, folder, config, device, state["step"]
     )

@@ -24,7 +24,7 @@ from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
     InstanceScore,
     Overlaps,
-    Wanted,
+    Subject,
     divide,
     judge_instances,
     overlaps,
@@ -154,7 +154,7 @@ def evaluate(
             "give the same classes in the same order, as NAME=ADDRESS"
         )
     dividing = {
-        text: Dividing(Wanted.of(text, classes.names), labels, classes) for text in instances
+        text: Dividing(Subject.of(text, classes.names), labels, classes) for text in instances
     }
     everything = labels.covered
     if protocol.score_z is not None:
@@ -215,7 +215,7 @@ def labels_of(data: DataConfig, number: int) -> list[str]:
 class Dividing:
     """Gathers what the instances of a class, or those between it, have in common with the true ones."""
 
-    def __init__(self, wanted: Wanted, labels: Labels, classes: Classes) -> None:
+    def __init__(self, wanted: Subject, labels: Labels, classes: Classes) -> None:
         self.wanted, self.labels, self.classes = wanted, labels, classes
         self.overlaps: list[Overlaps] = []
 
