@@ -14,7 +14,7 @@ CONFIGS["synth"] = SyntheticConfig
 
 @pytest.mark.parametrize(("command", "config"), list(CONFIGS.items()))
 def test_every_key_has_a_meaning_that_stands_alone(command, config):
-    keys = configuration.keys(config)
+    keys = list(configuration.keys(config))
     assert len(keys) > 10
     for key in keys:
         assert len(key.meaning.split()) > 1 and key.meaning.endswith("."), (

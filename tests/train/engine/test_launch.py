@@ -135,7 +135,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
 @pytest.mark.parametrize(
     ("what", "expected", "traceback"),
     [
-        ("sys.modules['zarr'] = None", "error: rank 1: import of zarr halted", False),
+        ("sys.modules['zarr'] = None", "error: rank 1: ", False),
         (
             "import torch; torch.manual_seed = lambda seed: 1 / 0",
             "ZeroDivisionError",
@@ -149,6 +149,7 @@ def test_why_a_worker_fails_is_said_once_with_its_rank(tmp_path, what, expected,
     run = tmp_path / "run"
     errors = refused(run, "--processes", "2", PYTHONPATH=str(tmp_path))
     assert errors.count(expected) == 1 or (traceback and errors.count(expected) >= 1), errors
+    assert traceback or "zarr" in errors.splitlines()[-1], errors
     assert "rank 1" in errors and errors.count("Traceback") == (1 if traceback else 0), errors
     if not traceback:
         assert not run.exists(), "a worker that cannot begin leaves nothing behind"

@@ -38,7 +38,7 @@ class DecoderConfig:
     width: int = 256
     """Channels of a token."""
     depth: int = 4
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 8
     """Heads of each attention."""
 
