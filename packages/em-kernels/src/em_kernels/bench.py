@@ -23,6 +23,7 @@ from em_kernels.bench_cases import Case
 __all__ = ["main", "measure"]
 
 STEMS = ("entropy", "divergence", "patches", "crops")
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,13 +74,7 @@ def measure(
         for case in getattr(bench_cases, stem)(device, quick, compiled):
             rows.append(_measure_case(case, rounds, device, memory=not quick))
     return {
-        "machine": {
-            "cpu": _cpu_name(),
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "load": os.getloadavg()[0],
-        },
+        "machine": _machine(device),
         "conditions": {
             "threads": threads,
             "device": device,
@@ -200,6 +195,31 @@ def _peak_megabytes(case: Case, name: str, device: str) -> float | None:
 def _status_megabytes(status: Path, key: str) -> float:
     line = next(line for line in status.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """This machine, in the keys of every benchmark of the repository (tools/bench/record.py)."""
+    import torch
+
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "instructions": [name for name in INSTRUCTIONS if known.get(name)],
+        "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (ValueError, OSError):
+        return None
 
 
 def _cpu_name() -> str:
