@@ -28,6 +28,22 @@ def real_data() -> Path:
     return folder
 
 
+# With pytest-xdist a file stays in one worker, where its tests share what they prepared. Tests marked
+# `processes` all go to one: never two of them at a time compete for the machine while they time what
+# they kill. They wait more than they compute, so they come first, and long files before short ones.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests belong together, and put first what takes long."""
+    first = ("processes", "tests/train", "tests/standalone", "tests/models", "tests/kernels")
+    places = {}
+    for item in items:
+        file = item.path.relative_to(ROOT).as_posix()
+        group = "processes" if item.get_closest_marker("processes") else file
+        item.add_marker(pytest.mark.xdist_group(group))
+        places[item] = next((i for i, name in enumerate(first) if group.startswith(name)), 99)
+    items.sort(key=places.__getitem__)
+
+
 def pytest_configure() -> None:
     """Let signals arrive: a shell that starts this in the background, or nohup, has them ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

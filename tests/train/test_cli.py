@@ -43,6 +43,7 @@ def refused(result, *expected):
         assert part in result.stderr
 
 
+@pytest.mark.processes
 def test_help_imports_no_torch_and_is_fast():
     began = time.perf_counter()
     result = subprocess.run(
@@ -196,6 +197,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     refused(emtrain("dense-ssl", "--resume", "--out", tmp_path / "none"), "no run to resume")
 
 
+@pytest.mark.processes
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
     arguments = [*DATA, "--out", str(run), *RUN, "--set", "optim.steps=100000"]

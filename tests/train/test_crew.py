@@ -21,6 +21,8 @@ from em_train.engine.crew import BlockJob, BlockWriter, write_blocks
 from em_train.engine.dask_crew import DaskCrew
 from em_train.errors import BlockFailedError
 
+pytestmark = pytest.mark.processes
+
 SHAPE = (16, 96, 96)
 TOY = """
     import os, time

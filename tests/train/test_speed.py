@@ -9,6 +9,8 @@ import zarr
 from em_data import VolumeFormatError
 from em_train.speed import COLLATING, CUTTING, DECODING, READING, measure, print_speed
 
+pytestmark = pytest.mark.processes
+
 CROPS = {"stack_vx": (3, 32, 32), "cube_vx": (16, 16, 16)}
 
 
