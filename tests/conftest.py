@@ -32,8 +32,10 @@ def real_data() -> Path:
 # `processes` all go to one: never two of them at a time compete for the machine while they time what
 # they kill. They wait more than they compute, so they come first, and long files before short ones.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say which tests belong together, and put first what takes long."""
+    if not config.getoption("loadgroup", default=False):  # set in the workers
+        return
     first = ("processes", "tests/train", "tests/standalone", "tests/models", "tests/kernels")
     places = {}
     for item in items:
