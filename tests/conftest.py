@@ -2,7 +2,9 @@
 
 import os
 import signal
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,22 +30,40 @@ def real_data() -> Path:
     return folder
 
 
-# With pytest-xdist a file stays in one worker, where its tests share what they prepared. Tests marked
-# `processes` all go to one: never two of them at a time compete for the machine while they time what
-# they kill. They wait more than they compute, so they come first, and long files before short ones.
-@pytest.hookimpl(tryfirst=True)
+# With pytest-xdist (-n) a file stays in one worker, where its tests share what they prepared. Files with
+# tests marked `processes` all go to one: never two of these compete for the machine while they time
+# what they kill. They wait more than they compute, so they come first; then what takes long.
+FIRST = ("processes", "tests/train", "tests/standalone", "tests/models", "tests/kernels")
+
+
+@cache
+def group_of(file: str) -> str:
+    """The group of a test file, whose tests run one after another."""
+    return "processes" if "pytest.mark.processes" in (ROOT / file).read_text() else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal out groups, in the order in which they were collected."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say which tests belong together, and put first what takes long."""
-    if not config.getoption("loadgroup", default=False):  # set in the workers
-        return
-    first = ("processes", "tests/train", "tests/standalone", "tests/models", "tests/kernels")
-    places = {}
-    for item in items:
-        file = item.path.relative_to(ROOT).as_posix()
-        group = "processes" if item.get_closest_marker("processes") else file
-        item.add_marker(pytest.mark.xdist_group(group))
-        places[item] = next((i for i, name in enumerate(first) if group.startswith(name)), 99)
-    items.sort(key=places.__getitem__)
+    """In a worker, put first what takes long."""
+
+    def place(item: pytest.Item) -> int:
+        group = group_of(item.nodeid.partition("::")[0])
+        return next((i for i, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=place)
 
 
 def pytest_configure() -> None:
