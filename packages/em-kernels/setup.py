@@ -125,7 +125,6 @@ require_compiler()
 # ninja, installed beside this Python, is not on PATH when pip is called by its full path.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 try:
-    import pybind11
     import torch
 except ImportError as error:
     stop(
@@ -139,6 +138,13 @@ if cuda_home:
     os.environ["CUDA_HOME"] = cuda_home
 
 from torch.utils import cpp_extension  # noqa: E402
+
+try:
+    import pybind11
+
+    PYBIND11 = [pybind11.get_include()]
+except ImportError:  # torch brings its headers as well
+    PYBIND11 = cpp_extension.include_paths()
 
 
 def extension(name: str, folder: str, suffix: str, libraries: list[str], flags: dict) -> Extension:
@@ -180,7 +186,7 @@ extensions = [
     Extension(
         "em_kernels._crops",
         sources=[str(Path("csrc", "crops.cpp"))],
-        include_dirs=[pybind11.get_include()],
+        include_dirs=PYBIND11,
         extra_compile_args={"cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]},
         extra_link_args=["-pthread"],
         language="c++",
