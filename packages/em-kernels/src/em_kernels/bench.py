@@ -3,7 +3,8 @@
 Every case is measured in one process with its peers and its limit taking turns, under the same
 allocator (huge pages for all), on buffers that are rotated, and after the same large tensor was
 read, so that each call finds the caches full of the same clean lines. The limit is `copy_` of the
-case's tensor. A result that differs from the formula's ends the run.
+case's tensor. On CUDA ours and eager are also replayed from a CUDA graph, without the time that
+Python takes to launch them. A result that differs from the formula's ends the run.
 """
 
 import argparse
@@ -24,6 +25,7 @@ __all__ = ["main", "measure"]
 
 STEMS = ("entropy", "divergence", "patches", "crops")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16")
+GRAPHED = ("ours", "eager")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,6 +101,8 @@ def _measure_case(case: Case, rounds: int, device: str, memory: bool) -> dict[st
     row: dict[str, Any] = {"case": case.name, "unit": "ms", "correct": correct}
     for name, seconds in times.items():
         row[name] = statistics.median(seconds) * 1e3
+    if device == "cuda":
+        row |= {f"{name}_graph": _graph_milliseconds(case, name, rounds) for name in GRAPHED}
     ours = sorted(times["ours"])
     row["minimum"] = ours[0] * 1e3
     row["spread"] = (ours[len(ours) * 3 // 4] - ours[len(ours) // 4]) * 1e3
@@ -172,6 +176,43 @@ def _seconds_cuda(case: Case, name: str, turn: int) -> float:
     return start.elapsed_time(end) / 1e3 / len(calls)
 
 
+def _graph_milliseconds(case: Case, name: str, rounds: int) -> float | None:
+    """The median time of a call that is replayed from a CUDA graph; None where it cannot be one."""
+    import torch
+
+    call = _prepared(case, name, 0)
+    if name in case.prepare or not _on_cuda(call()):
+        return None
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the allocator and autograd settle before anything is recorded
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return None
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(8):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 8)
+    return statistics.median(times)
+
+
+def _on_cuda(result: Any) -> bool:
+    """Whether a result, or the first of several, lies on a GPU."""
+    first = result[0] if isinstance(result, tuple) else result
+    return bool(getattr(first, "is_cuda", False))
+
+
 def _peak_megabytes(case: Case, name: str, device: str) -> float | None:
     """What one call needs on top of what is there; None where the system does not say."""
     import torch
@@ -201,7 +242,7 @@ def _machine(device: str) -> dict[str, Any]:
     """This machine, in the keys of every benchmark of the repository (tools/bench/record.py)."""
     import torch
 
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
