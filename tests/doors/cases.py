@@ -139,7 +139,7 @@ USES = (
 
 # What stands for an address that is empty, or that its format writes another way.
 OPTION = ("@door", "--data", "--labels", "VOLUME", "data.volumes")
-NAMED = {"word": (*OPTION, "nowhere"), "server": (*OPTION, "127.0.0.1", "http", "s3", "gs")}
+NAMED = {"word": (*OPTION, "nowhere", "@out"), "server": (*OPTION, "127.0.0.1", "http", "s3", "gs")}
 # Groups of which the sound ones state the voxel size that labels are placed by.
 SIZED = ("ome", "name", "precomputed")
 

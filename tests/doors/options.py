@@ -275,11 +275,13 @@ def of_outputs() -> Iterator[Option]:
             "report --out",
             f"onto {name}",
             ("report", "@in/run", f"--out={where}"),
-            "either" if name in (*HARMLESS, "a text", "a dangling link") else "refused",
+            "refused" if name in FOLDERS else "either",
             (where, "--out"),
             prepare=inputs,
-            may_change=(r"here/", r"in/file\.txt"),
+            may_change=(r"here/", re.escape(where.removeprefix("@")) or r"here/"),
         )
+        if name == "a fifo":  # somebody may read there
+            continue
         for option, command in {
             "--json": ("info", "@in/raw.zarr"),
             "--thumbnail": ("info", "@in/raw.zarr"),
@@ -292,10 +294,19 @@ def of_outputs() -> Iterator[Option]:
                 "either",
                 (where, option),
                 prepare=inputs,
-                may_change=(r"here/", re.escape(where.removeprefix("@")) or r"here/"),
+                may_change=(
+                    *(r"here/", re.escape(where.removeprefix("@")) or r"here/"),
+                    r"in/\w+-best(\.txt)?$",
+                ),
             )
 
 
+# What no file can replace.
+FOLDERS = (
+    *("the input", "the input, another way", "a link to the input", "labels of the input"),
+    *("an array of the input", "what holds the input", "the run", "a link to the run"),
+    *("in the run", "a folder with a text", "below a text"),
+)
 REPLACED = (
     *("the input", "the input, another way", "a link to the input", "an array of the input"),
     "labels of the input",
