@@ -22,7 +22,7 @@ NAMES = {
     "a picture": "🔬.zarr",
     "a leading dash": "-rf.zarr",
     "two leading dashes": "--help.zarr",
-    "quotes": "it's \"raw\".zarr",
+    "quotes": 'it\'s "raw".zarr',
     "shell": "$(touch owned); rm -rf x.zarr",
     "markup": "[red]raw[/red].zarr",
     "braces": "{name}.zarr",
@@ -44,7 +44,14 @@ NAMES = {
     "a leading dot": ".hidden.zarr",
 }
 # What the product gives a meaning of its own, or no terminal can print.
-ODD_NAMES = ("an at sign", "an equals sign", "two colons", "surrogates", "a question mark", "a newline")
+ODD_NAMES = (
+    "an at sign",
+    "an equals sign",
+    "two colons",
+    "surrogates",
+    "a question mark",
+    "a newline",
+)
 
 WORDS = {
     "empty": "",

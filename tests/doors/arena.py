@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from doors.trial import Bench
-from doors.zarr_volumes import grey, truth, write_image
+from doors.zarr_volumes import truth, write_image
 
 ENGINE = ("optim.steps=2", "optim.warmup_steps=1", "run.device=cpu", "run.log_every=1")
 ENGINE += ("run.checkpoint_every=1", "run.picture_every=1")

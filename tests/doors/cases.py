@@ -81,58 +81,130 @@ USES = (
         ("predict", "@run_segment", "--data=@door", "--out", "out.zarr", "--processes", "1"),
         writes=(OUT,),
     ),
-    Use(
-        "predict mae", ("predict", "@run_mae", "--data=@door", "--out", "out.zarr"), writes=(OUT,)
-    ),
+    Use("predict mae", ("predict", "@run_mae", "--data=@door", "--out", "out.zarr"), writes=(OUT,)),
     Use(
         "evaluate dense-ssl",
-        ("evaluate", "@run_dense", "--data=@door", "--labels=@classes", *QUICK, *SCORED)
-        + ("--border-vx", "8"),
+        (
+            "evaluate",
+            "@run_dense",
+            "--data=@door",
+            "--labels=@classes",
+            *QUICK,
+            *SCORED,
+            "--border-vx",
+            "8",
+        ),
         writes=SCORES,
     ),
     Use(
         "evaluate --labels",
-        ("evaluate", "@run_dense", "--data=@good", "--labels=@door", *QUICK, *SCORED)
-        + ("--border-vx", "8"),
+        (
+            "evaluate",
+            "@run_dense",
+            "--data=@good",
+            "--labels=@door",
+            *QUICK,
+            *SCORED,
+            "--border-vx",
+            "8",
+        ),
         labels=True,
         writes=SCORES,
     ),
     Use(
         "evaluate segment",
-        ("evaluate", "@run_segment", "--data=@door", "--labels=one=@classes@1")
-        + ("--labels=two=@classes@2", "--picture", "picture.png", "--json", "scores.json"),
+        (
+            "evaluate",
+            "@run_segment",
+            "--data=@door",
+            "--labels=one=@classes@1",
+            "--labels=two=@classes@2",
+            "--picture",
+            "picture.png",
+            "--json",
+            "scores.json",
+        ),
         writes=SCORES,
     ),
     Use(
         "evaluate segment --labels",
-        ("evaluate", "@run_segment", "--data=@good", "--labels=one=@door@1")
-        + ("--labels=two=@door@2", "--picture", "picture.png", "--json", "scores.json"),
+        (
+            "evaluate",
+            "@run_segment",
+            "--data=@good",
+            "--labels=one=@door@1",
+            "--labels=two=@door@2",
+            "--picture",
+            "picture.png",
+            "--json",
+            "scores.json",
+        ),
         labels=True,
         writes=SCORES,
     ),
     Use(
         "probe",
-        ("probe", "@run_mae", "--data=@door", "--labels=@classes", *QUICK, "--no-baselines")
-        + ("--seeds", "1", "--json", "scores.json"),
+        (
+            "probe",
+            "@run_mae",
+            "--data=@door",
+            "--labels=@classes",
+            *QUICK,
+            "--no-baselines",
+            "--seeds",
+            "1",
+            "--json",
+            "scores.json",
+        ),
         writes=("here/scores.json",),
     ),
     Use(
         "probe --labels",
-        ("probe", "@run_mae", "--data=@good", "--labels=@door", *QUICK, "--no-baselines")
-        + ("--seeds", "1", "--json", "scores.json"),
+        (
+            "probe",
+            "@run_mae",
+            "--data=@good",
+            "--labels=@door",
+            *QUICK,
+            "--no-baselines",
+            "--seeds",
+            "1",
+            "--json",
+            "scores.json",
+        ),
         labels=True,
         writes=("here/scores.json",),
     ),
     Use(
         "speed",
-        ("speed", "--seconds", "0.1", "--stack", "3,32,32", "--cube", "8,16,16", "--threads", "1")
-        + ("--", "@door"),
+        (
+            "speed",
+            "--seconds",
+            "0.1",
+            "--stack",
+            "3,32,32",
+            "--cube",
+            "8,16,16",
+            "--threads",
+            "1",
+            "--",
+            "@door",
+        ),
     ),
     Use("view", ("view", "--", "@door"), reads=False, until="stays until Ctrl-C"),
     Use(
         "bench-train",
-        ("bench-train", "mae", "--steps", "1", "--rounds", "1", *settings("mae"))
-        + ("--set", 'data.volumes=["@door"]'),
+        (
+            "bench-train",
+            "mae",
+            "--steps",
+            "1",
+            "--rounds",
+            "1",
+            *settings("mae"),
+            "--set",
+            'data.volumes=["@door"]',
+        ),
     ),
 )
 
@@ -200,19 +272,45 @@ RUN_USES: dict[str, tuple[RunUse, ...]] = {
         RunUse("predict", ("predict", "@in/run", "--data=@good", "--out", "out.zarr")),
         RunUse(
             "evaluate",
-            ("evaluate", "@in/run", "--data=@good", "--labels=@classes", *QUICK)
-            + ("--no-baselines", "--border-vx", "8"),
+            (
+                "evaluate",
+                "@in/run",
+                "--data=@good",
+                "--labels=@classes",
+                *QUICK,
+                "--no-baselines",
+                "--border-vx",
+                "8",
+            ),
             EVALUATION,
         ),
         RunUse(
             "probe",
-            ("probe", "@in/run", "--data=@good", "--labels=@classes", *QUICK, "--no-baselines")
-            + ("--seeds", "1"),
+            (
+                "probe",
+                "@in/run",
+                "--data=@good",
+                "--labels=@classes",
+                *QUICK,
+                "--no-baselines",
+                "--seeds",
+                "1",
+            ),
         ),
         RunUse(
             "probe --beside",
-            ("probe", "@run_mae", "--beside", "@in/run", "--data=@good", "--labels=@classes", *QUICK)
-            + ("--no-baselines", "--seeds", "1"),
+            (
+                "probe",
+                "@run_mae",
+                "--beside",
+                "@in/run",
+                "--data=@good",
+                "--labels=@classes",
+                *QUICK,
+                "--no-baselines",
+                "--seeds",
+                "1",
+            ),
         ),
         RunUse(
             "shortcut",
@@ -245,8 +343,16 @@ RUN_USES: dict[str, tuple[RunUse, ...]] = {
         RunUse("predict", ("predict", "@in/run", "--data=@good", "--out", "out.zarr")),
         RunUse(
             "probe",
-            ("probe", "@in/run", "--data=@good", "--labels=@classes", *QUICK, "--no-baselines")
-            + ("--seeds", "1"),
+            (
+                "probe",
+                "@in/run",
+                "--data=@good",
+                "--labels=@classes",
+                *QUICK,
+                "--no-baselines",
+                "--seeds",
+                "1",
+            ),
         ),
         RunUse("resume", ("mae", "--resume", "--out", "@in/run"), ("in/run/",)),
         RunUse("init", (*learn("mae", "@good"), "--init", "@in/run")),

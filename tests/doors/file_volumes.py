@@ -60,7 +60,10 @@ NPY = table(
         "big-endian": ("fine", file("raw.npy", saved(grey(dtype=np.uint16).astype(">u2")))),
         "bool": ("odd", file("raw.npy", saved(grey() > 110))),
         "negative shape": ("shut", file("raw.npy", npy("(-12, 96, 96)"))),
-        "negative shape twice": ("shut", file("raw.npy", npy("(-12, -96, 96)", body=bytes(110592)))),
+        "negative shape twice": (
+            "shut",
+            file("raw.npy", npy("(-12, -96, 96)", body=bytes(110592))),
+        ),
         "no voxels": ("shut", file("raw.npy", npy("(0, 96, 96)"))),
         "10^15 voxels": ("shut", file("raw.npy", npy("(100000, 100000, 100000)"))),
         "10^40 voxels": ("shut", file("raw.npy", npy(f"({10**20}, {10**20}, 1)"))),
@@ -169,7 +172,7 @@ HDF5 = table(
         "two names": ("shut", h5(lambda f: f.__setitem__("raw", grey()), "::raw::raw")),
         "dots": ("shut", h5(lambda f: f.__setitem__("raw", grey()), "::../../raw")),
         "nothing in it": ("shut", h5(lambda f: None)),
-        "several": ("shut", h5(lambda f: (f.update(a=grey(), b=grey())))),
+        "several": ("shut", h5(lambda f: f.update(a=grey(), b=grey()))),
         "a hard cycle": ("odd", h5(cyclic)),
         "a soft cycle": ("shut", h5(soft_cycle)),
         "a soft cycle named": ("shut", h5(soft_cycle, "::a")),
@@ -475,7 +478,9 @@ def n5(text: str | None = None, **values: Any) -> Make:
             **{"dimensions": [96, 96, 12], "blockSize": [96, 96, 12], "dataType": "uint8"},
             "compression": {"type": "raw"},
         }
-        (at / "attributes.json").write_text(json.dumps(described | values) if text is None else text)
+        (at / "attributes.json").write_text(
+            json.dumps(described | values) if text is None else text
+        )
         head = struct.pack(">HHIII", 0, 3, 96, 96, 12)
         (at / "0" / "0").mkdir(parents=True)
         (at / "0" / "0" / "0").write_bytes(head + grey().tobytes())

@@ -38,9 +38,37 @@ PROBE = ("probe", "@run_mae", "--data=@good", "--labels=@classes", "--no-baselin
 SPEED = ("speed", "@good", "--seconds", "0.1", "--stack", "3,32,32", "--cube", "8,16,16")
 
 # Values that no number option takes; then those that some take.
-NO_NUMBERS = ("nan", "inf", "-inf", "text", "", "1,5", "１２", "²", "0x10", "[]", "null", "true", "1e")
+NO_NUMBERS = (
+    "nan",
+    "inf",
+    "-inf",
+    "text",
+    "",
+    "1,5",
+    "１２",
+    "²",
+    "0x10",
+    "[]",
+    "null",
+    "true",
+    "1e",
+)
 ODD_NUMBERS = ("-1", "0", "1e-300", "1e300", "9" * 30, "-" + "9" * 30, "1e18")
-RANGES = ("5:2", "3:3", "-1:3", "0:" + "9" * 30, "a:b", ":", "4", "0:4:8", "²:³", "１:２", "", " 0:4", "0-4")
+RANGES = (
+    "5:2",
+    "3:3",
+    "-1:3",
+    "0:" + "9" * 30,
+    "a:b",
+    ":",
+    "4",
+    "0:4:8",
+    "²:³",
+    "１:２",
+    "",
+    " 0:4",
+    "0-4",
+)
 TRIPLES = ("", "1", "1,2", "1,2,3,4", "a,b,c", "0,0,0", "-1,2,3", "nan,1,1", "inf,1,1", "1e9,1,1")
 TRIPLES += (f"{10**15},{10**15},{10**15}", "1x2x3x", "1;2;3", "²,²,²", " , , ")
 
@@ -48,9 +76,21 @@ SETTINGS = {
     "dense-ssl": (
         *("data.memory_gib", "data.batch_size", "data.threads", "data.samples_per_epoch"),
         *("data.stack.size_vx", "data.pixel_nm", "data.at_nm", "data.volumes", "data", "optim.lr"),
-        *("optim.warmup_steps", "optim.accumulate", "optim.weight_decay", "run.seed", "run.log_every"),
+        *(
+            "optim.warmup_steps",
+            "optim.accumulate",
+            "optim.weight_decay",
+            "run.seed",
+            "run.log_every",
+        ),
         *("model.encoder.classes", "model.predictor_width", "model.encoder.pools", "run.device"),
-        *("run.checkpoint_every", "run.keep", "loss.classes_at_least", "run.precision", "data.split"),
+        *(
+            "run.checkpoint_every",
+            "run.keep",
+            "loss.classes_at_least",
+            "run.precision",
+            "data.split",
+        ),
     ),
     "segment": (
         *("data.memory_gib", "data.batch_size", "data.patch_vx", "data.depth_vx", "data.threads"),
@@ -127,7 +167,9 @@ def of_commands() -> Iterator[Option]:
         "predict", out, "--memory-gib", ("nan", "text", "", "-1", "-inf"), ("0", "inf", "1e300")
     )
     yield from values("predict", out, "--block", TRIPLES[1:10], ("", *TRIPLES[10:]))
-    yield from values("predict", out, "--output", ("voxels", "", ",", "embedding"), ("classes,classes",))
+    yield from values(
+        "predict", out, "--output", ("voxels", "", ",", "embedding"), ("classes,classes",)
+    )
     yield from values("predict", out, "--processes", (*whole, "-1"))
     yield from values(
         "predict", out, "--dask", ("local:", "local:0", "local:-1", "local:x", "nowhere", "tcp://")
@@ -142,7 +184,9 @@ def of_commands() -> Iterator[Option]:
     yield from values("evaluate", EVALUATE, "--instances", ("one", "between:one", ""))
     yield from values("evaluate", EVALUATE, "--score-labels", ("@classes",))
     yield from values("evaluate", EVALUATE, "--score-data", ("nowhere.zarr", ""))
-    yield from values("evaluate", EVALUATE, "--labels", ("nowhere", "", "borders:", "@run_mae", "="))
+    yield from values(
+        "evaluate", EVALUATE, "--labels", ("nowhere", "", "borders:", "@run_mae", "=")
+    )
     yield from values("probe", PROBE, "--fit-z", RANGES[:-2], RANGES[-2:])
     yield from values("probe", PROBE, "--layers", ("", "x", "99", "-99", "1.5", "nan", "²"))
     yield from values("probe", PROBE, "--label", ("", "most", "nan", "-1", "2", "inf"), ("0", "1"))
@@ -173,7 +217,9 @@ def of_commands() -> Iterator[Option]:
 def of_learning() -> Iterator[Option]:
     """Options of the commands that learn."""
     yield from values("segment", (*SEGMENT, *LABELS), "--val-z", RANGES[:-2], RANGES[-2:])
-    yield from values("segment", (*SEGMENT, *LABELS), "--slices", ("", "0", "-1", "x", "1,x", "²", "99999"))
+    yield from values(
+        "segment", (*SEGMENT, *LABELS), "--slices", ("", "0", "-1", "x", "1,x", "²", "99999")
+    )
     yield from values(
         "segment",
         SEGMENT,
@@ -184,12 +230,18 @@ def of_learning() -> Iterator[Option]:
     for recipe, arguments in TRAINS.items():
         yield from values(recipe, arguments, "--preset", ("", "none", "../default"))
         yield from values(recipe, arguments, "--init", ("", "nowhere", "@good", "@classes", "/"))
-        yield from values(recipe, arguments, "--config", ("", "nowhere", "@good", "/dev/zero", "/dev/null"))
+        yield from values(
+            recipe, arguments, "--config", ("", "nowhere", "@good", "/dev/zero", "/dev/null")
+        )
         yield from values(recipe, arguments, "--gpus", ("-1", "x", "", "9", "1.5"))
         yield from values(recipe, arguments, "--processes", ("-1", "0", "x", "", "1.5"))
         yield from values(recipe, arguments, "--slurm", ("", "x"))
         yield from values(
-            recipe, (*arguments, "--slurm=print"), "--sbatch", ("a\nrm -rf /", "--time=1\x00"), ("x",)
+            recipe,
+            (*arguments, "--slurm=print"),
+            "--sbatch",
+            ("a\nrm -rf /", "--time=1\x00"),
+            ("x",),
         )
         other = "@run_mae" if recipe != "mae" else "@run_segment"
         yield Option(recipe, "--init of another", (*arguments, "--init", other), "either", (other,))
@@ -253,7 +305,10 @@ def of_outputs() -> Iterator[Option]:
             "predict --out --resume": ((*predict, f"--out={where}", "--resume"), ()),
             "synth": (("synth", "--shape=8,32,32", "--", where), ()),
             "synth --overwrite": (("synth", "--shape=8,32,32", "--overwrite", "--", where), ()),
-            "dense-ssl --out": (("dense-ssl", "--data=@in/raw.zarr", f"--out={where}", *DENSE[4:]), ()),
+            "dense-ssl --out": (
+                ("dense-ssl", "--data=@in/raw.zarr", f"--out={where}", *DENSE[4:]),
+                (),
+            ),
             "segment --out": (
                 ("segment", "--data=@in/raw.zarr", *LABELS, f"--out={where}", *SEGMENT[4:]),
                 (),

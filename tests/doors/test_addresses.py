@@ -20,7 +20,22 @@ SERVERS = ("http://", "https://", "s3://", "gs://")
 PIECES = st.sampled_from(
     [
         *("synthetic:", "shape=", "voxel_nm=", "seed=", "precomputed://", "n5://", "file://", "::"),
-        *("raw.npy", "raw.h5", "/", "..", ".", "~", "@", "=", ",", "x", "8x64x64", "-1", "nan", "1e9"),
+        *(
+            "raw.npy",
+            "raw.h5",
+            "/",
+            "..",
+            ".",
+            "~",
+            "@",
+            "=",
+            ",",
+            "x",
+            "8x64x64",
+            "-1",
+            "nan",
+            "1e9",
+        ),
         *("images:", "labels:", "?voxel_nm=8,8,8", "#", "%2e%2e", "*", " ", "\n", "\udcff"),
     ]
 )

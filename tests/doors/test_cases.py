@@ -1,7 +1,7 @@
 """Every command at every door: refused in good order, or right; nothing destroyed, nothing silent.
 
-    tools/test --all tests/doors
-    python tools/bench/train/doors.py --only "predict* × zarr-*"
+tools/test --all tests/doors
+python tools/bench/train/doors.py --only "predict* × zarr-*"
 """
 
 import os
@@ -95,4 +95,8 @@ def test_what_changed_is_told(tmp_path):
     (tmp_path / "kept").write_text("c")
     (tmp_path / "gone").unlink()
     (tmp_path / "new").mkdir()
-    assert trial.changes(before, trial.tree(tmp_path)) == ["left new", "removed gone", "changed kept"]
+    assert trial.changes(before, trial.tree(tmp_path)) == [
+        "left new",
+        "removed gone",
+        "changed kept",
+    ]

@@ -23,14 +23,18 @@ LEAF = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["space", "nanometer", "scale", "translation", "z", "0", "..", "labels", "uint8"]),
+    st.sampled_from(
+        ["space", "nanometer", "scale", "translation", "z", "0", "..", "labels", "uint8"]
+    ),
 )
 JSON = st.recursive(
     LEAF,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(
-            st.one_of(st.text(max_size=5), st.sampled_from(["path", "scale", "name", "type", "unit"])),
+            st.one_of(
+                st.text(max_size=5), st.sampled_from(["path", "scale", "name", "type", "unit"])
+            ),
             inner,
             max_size=4,
         ),

@@ -70,7 +70,11 @@ def paths(token):
         *(f"/{token}/0/0/{BOX}/x", f"/{token}/0/7/{BOX}", f"/{token}/0/-1/{BOX}"),
         *(f"/{token}/0/{'9' * 5000}/{BOX}", f"/{token}/0/²/{BOX}"),
         *(f"/{token}/0/0/8-0_0-8_0-4", f"/{token}/0/0/0-0_0-8_0-4", f"/{token}/0/0/0-8_0-8"),
-        *(f"/{token}/0/0/-8-8_0-8_0-4", f"/{token}/0/0/0-9999_0-8_0-4", f"/{token}/0/0/a-b_c-d_e-f"),
+        *(
+            f"/{token}/0/0/-8-8_0-8_0-4",
+            f"/{token}/0/0/0-9999_0-8_0-4",
+            f"/{token}/0/0/a-b_c-d_e-f",
+        ),
         *(f"/{token}/0/0/0-{'9' * 300}_0-8_0-4", f"/{token}/0/0/0-{'9' * 5000}_0-8_0-4"),
         *(f"/{token}/0/0/²-³_0-8_0-4", f"/{token}/0/0/0-8_0-8_0-4%00", f"/{token}/0/0/{BOX}\x00"),
         *(f"/{token}/0/0/{BOX};ls", f"/{token}/0/0/{BOX}_0-1", "/" + "a/" * 5000, "/" + "%" * 1000),
@@ -127,7 +131,8 @@ def test_bytes_that_are_no_request_do_not_stop_it(server, name, capfd):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1]:1", "localhost.", ""]
+    "host",
+    ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1]:1", "localhost.", ""],
 )
 def test_a_page_that_calls_itself_this_machine_gets_nothing(server, host):
     """What a name that points here (DNS rebinding) would send."""

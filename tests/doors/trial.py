@@ -257,7 +257,7 @@ def tree(folder: Path) -> dict[str, str]:
         for name in (*folders, *files):
             one = Path(path) / name
             if one.is_symlink():
-                what = f"link {os.readlink(one)}"
+                what = f"link {one.readlink()}"
             elif one.is_dir():
                 what = "folder"
             elif one.is_file():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands at doors run side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # commands at doors run side by side
 
 import argparse
 import json
@@ -28,7 +28,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[3] / "tests")  # where `doors` is a folder, not this file
+sys.path.pop(0)  # where `doors` is this file
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
 
 import torch
 from doors import arena, cases
@@ -68,7 +69,13 @@ def main() -> None:
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
         found = [
-            {"case": v.case.id, "why": v.why, "typed": v.typed, "said": v.said, "seconds": v.seconds}
+            {
+                "case": v.case.id,
+                "why": v.why,
+                "typed": v.typed,
+                "said": v.said,
+                "seconds": v.seconds,
+            }
             for v in defects
         ]
         report = {"machine": machine, "conditions": conditions, "rows": rows, "defects": found}
@@ -86,7 +93,9 @@ def try_all(folder: Path, chosen: Sequence[Case], jobs: int) -> list[Verdict]:
             verdicts.append(one)
             if one.outcome == "defect":
                 mark = "known " if known(one.case.id) else ""
-                print(f"{mark}{one.case.id}\n    {one.why}\n    {last_line(one.said)!r}", flush=True)
+                print(
+                    f"{mark}{one.case.id}\n    {one.why}\n    {last_line(one.said)!r}", flush=True
+                )
     return verdicts
 
 

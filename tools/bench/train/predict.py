@@ -5,8 +5,9 @@
 
 bytes     other blocks, two processes, two Dask workers: the hash of all voxel files is that of one
           process that was left alone.
-kills     kill -9 of workers and of the whole job at random instants, with processes and with Dask:
-          the same hash, no block that had its marker begun again, nobody left behind.
+kills     kill -9 of workers and of the whole job at random instants, with processes, with Dask and of
+          one process alone: the same hash, no block that had its marker begun again, nobody left
+          behind.
 missing   a block that disappears: a non-zero exit code, and no store.
 seams     the error against one run of the network on whole slices, at the borders of tiles and blocks
           and inside.
@@ -77,13 +78,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=20, help="kills of workers, of each crew")
     parser.add_argument("--jobs", type=int, default=5, help="kills of the job, of each crew")
+    parser.add_argument("--alone", type=int, default=50, help="kills of one process")
     parser.add_argument("--quick", action="store_true", help="a small volume, a few kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     shape = (512, 512, 512)
     if options.quick:
-        options.workers, options.jobs, shape = 2, 1, (64, 320, 320)
+        options.workers, options.jobs, options.alone, shape = 2, 1, 2, (64, 320, 320)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         arena = Arena(Path(folder), random.Random(options.seed), shape)
@@ -93,6 +95,7 @@ def main() -> None:
             lambda: [measure_seams(arena)],
             lambda: measure_memory(arena),
             lambda: [kill(arena, {"processes": 2}, options.workers, options.jobs)],
+            lambda: [kill_alone(arena, options.alone)],
             lambda: [lose_block(arena)],
             lambda: [kill(arena, {"dask": "local:2"}, options.workers, options.jobs)],
         ):
@@ -291,6 +294,34 @@ def kill(arena: Arena, crew: dict[str, Any], workers: int, jobs: int) -> dict[st
         "exit code": code,
         "limit": workers,
         "held": same and unfinished and killed >= workers and not (again or orphans or code),
+    }
+
+
+def kill_alone(arena: Arena, kills: int) -> dict[str, Any]:
+    """Kill the only process so often, anew from the start whenever all is done, then let it finish."""
+    finished, different = 0, 0
+    for turn in range(kills + 1):
+        name, errors = f"alone-{finished}.zarr", arena.folder / f"alone-{finished}.zarr.err"
+        before = len(arena.begun(name))
+        job = arena.start(name)
+        last = turn == kills
+        if not last:
+            ready = lambda: len(arena.begun(name)) > before or job.poll() is not None  # noqa: E731, B023
+            assert wait_until(ready, 120), errors.read_text()[-3000:]
+            time.sleep(arena.rng.random() * 1.2 * arena.block_s)
+            job.kill()
+        code = job.wait(DONE_S)
+        if last or code == 0:
+            finished += 1
+            different += code != 0 or digest(arena.folder / name) != arena.reference
+    return {
+        "case": "kill -9 of the only process",
+        "unit": "kills",
+        "ours": kills,
+        "finished stores": finished,
+        "of them not the same": different,
+        "limit": kills,
+        "held": finished > 0 and not different,
     }
 
 
