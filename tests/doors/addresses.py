@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from doors.door import Door, Make, table
-from doors.zarr_volumes import write_image
+from doors.sound import write_image
 
 # Names of sound volumes; what cannot be in a file's name is not here.
 NAMES = {

@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from doors.sound import truth, write_image
 from doors.trial import Bench
-from doors.zarr_volumes import truth, write_image
 
 ENGINE = ("optim.steps=2", "optim.warmup_steps=1", "run.device=cpu", "run.log_every=1")
 ENGINE += ("run.checkpoint_every=1", "run.picture_every=1")
@@ -29,12 +29,17 @@ SMALL = {
         *("model.decoder.width=12", "model.decoder.depth=1", "model.decoder.heads=2"),
     ),
 }
+Z = ("--fit-z", "0:4", "--score-z", "6:8")
 LABELS = ("--labels", "one=classes@1", "--labels", "two=classes@2")
 
 
 def settings(recipe: str) -> tuple[str, ...]:
     """The smallest training of a recipe, as options."""
     return tuple(part for one in (*SMALL[recipe], *ENGINE) for part in ("--set", one))
+
+
+def learn(recipe: str, data: str, *more: str) -> tuple[str, ...]:
+    return (recipe, f"--data={data}", *more, "--out", "run", *settings(recipe))
 
 
 def build(folder: Path) -> Bench:

@@ -1,6 +1,7 @@
 """Where the doors are: the table and the rule are imported as `doors`, the runs are trained once."""
 
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,13 @@ def bench(tmp_path_factory):
     from doors import arena
 
     return arena.build(tmp_path_factory.mktemp("doors"))
+
+
+def pytest_collection_modifyitems(items):
+    """Forgive the tests that `known` names."""
+    from doors.known import TESTS
+
+    for item in items:
+        for pattern, reason in TESTS.items():
+            if fnmatchcase(item.name, pattern):
+                item.add_marker(pytest.mark.xfail(reason=reason))

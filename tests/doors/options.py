@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doors.arena import LABELS, settings
+from doors.sound import truth, write_image
 from doors.trial import Expected
-from doors.zarr_volumes import truth, write_image
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import em_data
 import numpy as np
 import pytest
 from doors.damage import places
-from doors.zarr_volumes import SHAPE, array_meta, grey, image_meta, write_image
+from doors.sound import SHAPE, array_meta, grey, image_meta, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ import time
 
 import em_train
 import pytest
-from doors.zarr_volumes import write_image
+from doors.sound import write_image
 
 # By its name: where it lies in the package is no matter here.
 MODULE = next(
