@@ -33,6 +33,11 @@ Z = ("--fit-z", "0:4", "--score-z", "6:8")
 LABELS = ("--labels", "one=classes@1", "--labels", "two=classes@2")
 
 
+def typed(text: str) -> tuple[str, ...]:
+    """A command line without spaces in its words."""
+    return tuple(text.split())
+
+
 def settings(recipe: str) -> tuple[str, ...]:
     """The smallest training of a recipe, as options."""
     return tuple(part for one in (*SMALL[recipe], *ENGINE) for part in ("--set", one))

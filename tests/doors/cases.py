@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from doors.addresses import ADDRESSES
-from doors.arena import Z, learn, settings
+from doors.arena import Z, learn, settings, typed
 from doors.door import Door
 from doors.file_volumes import HDF5, N5, NPY, PRECOMPUTED
 from doors.options import OPTIONS
@@ -39,23 +39,23 @@ class Use:
 
 
 MADE = ("here/run/report.html", "here/run/metrics.jsonl")
-SCORED = ("--no-baselines", "--picture", "picture.png", "--json", "scores.json")
 SCORES = ("here/picture.png", "here/scores.json")
+FROZEN = f"{' '.join(Z)} --no-baselines --json scores.json"  # readouts of a frozen run
+DENSE = f"evaluate @run_dense {FROZEN} --border-vx 8 --picture picture.png"
+SEGMENT = "evaluate @run_segment --picture picture.png --json scores.json"
+PROBE = f"probe @run_mae {FROZEN} --seeds 1"
+CLASSES = "--labels=one=@classes@1 --labels=two=@classes@2"
 USES = (
-    Use("info", ("info", "--", "@door"), reads=False, servers=True),
+    Use("info", typed("info -- @door"), reads=False, servers=True),
     Use(
         "info --thumbnail",
-        ("info", "--thumbnail", "look.png", "--json", "told.json", "--", "@door"),
+        typed("info --thumbnail look.png --json told.json -- @door"),
         reads=False,
         writes=("here/look.png", "here/told.json"),
     ),
     Use("dense-ssl", learn("dense-ssl", "@door"), writes=MADE, servers=True),
     Use("mae", learn("mae", "@door"), writes=MADE),
-    Use(
-        "segment",
-        learn("segment", "@door", "--labels=one=@classes@1", "--labels=two=@classes@2"),
-        writes=MADE,
-    ),
+    Use("segment", learn("segment", "@door", *typed(CLASSES)), writes=MADE),
     Use(
         "segment --labels",
         learn("segment", "@good", "--labels=one=@door"),
@@ -64,135 +64,46 @@ USES = (
     ),
     Use(
         "predict dense-ssl",
-        ("predict", "@run_dense", "--data=@door", "--out", "out.zarr"),
+        typed("predict @run_dense --data=@door --out out.zarr"),
         writes=(OUT,),
         servers=True,
     ),
     Use(
         "predict segment",
-        ("predict", "@run_segment", "--data=@door", "--out", "out.zarr", "--processes", "1"),
+        typed("predict @run_segment --data=@door --out out.zarr --processes 1"),
         writes=(OUT,),
     ),
-    Use("predict mae", ("predict", "@run_mae", "--data=@door", "--out", "out.zarr"), writes=(OUT,)),
-    Use(
-        "evaluate dense-ssl",
-        (
-            "evaluate",
-            "@run_dense",
-            "--data=@door",
-            "--labels=@classes",
-            *Z,
-            *SCORED,
-            "--border-vx",
-            "8",
-        ),
-        writes=SCORES,
-    ),
+    Use("predict mae", typed("predict @run_mae --data=@door --out out.zarr"), writes=(OUT,)),
+    Use("evaluate dense-ssl", typed(f"{DENSE} --data=@door --labels=@classes"), writes=SCORES),
     Use(
         "evaluate --labels",
-        (
-            "evaluate",
-            "@run_dense",
-            "--data=@good",
-            "--labels=@door",
-            *Z,
-            *SCORED,
-            "--border-vx",
-            "8",
-        ),
+        typed(f"{DENSE} --data=@good --labels=@door"),
         labels=True,
         writes=SCORES,
     ),
-    Use(
-        "evaluate segment",
-        (
-            "evaluate",
-            "@run_segment",
-            "--data=@door",
-            "--labels=one=@classes@1",
-            "--labels=two=@classes@2",
-            "--picture",
-            "picture.png",
-            "--json",
-            "scores.json",
-        ),
-        writes=SCORES,
-    ),
+    Use("evaluate segment", typed(f"{SEGMENT} --data=@door {CLASSES}"), writes=SCORES),
     Use(
         "evaluate segment --labels",
-        (
-            "evaluate",
-            "@run_segment",
-            "--data=@good",
-            "--labels=one=@door@1",
-            "--labels=two=@door@2",
-            "--picture",
-            "picture.png",
-            "--json",
-            "scores.json",
-        ),
+        typed(f"{SEGMENT} --data=@good --labels=one=@door@1 --labels=two=@door@2"),
         labels=True,
         writes=SCORES,
     ),
-    Use(
-        "probe",
-        (
-            "probe",
-            "@run_mae",
-            "--data=@door",
-            "--labels=@classes",
-            *Z,
-            "--no-baselines",
-            "--seeds",
-            "1",
-            "--json",
-            "scores.json",
-        ),
-        writes=("here/scores.json",),
-    ),
+    Use("probe", typed(f"{PROBE} --data=@door --labels=@classes"), writes=("here/scores.json",)),
     Use(
         "probe --labels",
-        (
-            "probe",
-            "@run_mae",
-            "--data=@good",
-            "--labels=@door",
-            *Z,
-            "--no-baselines",
-            "--seeds",
-            "1",
-            "--json",
-            "scores.json",
-        ),
+        typed(f"{PROBE} --data=@good --labels=@door"),
         labels=True,
         writes=("here/scores.json",),
     ),
     Use(
         "speed",
-        (
-            "speed",
-            "--seconds",
-            "0.1",
-            "--stack",
-            "3,32,32",
-            "--cube",
-            "8,16,16",
-            "--threads",
-            "1",
-            "--",
-            "@door",
-        ),
+        typed("speed --seconds 0.1 --stack 3,32,32 --cube 8,16,16 --threads 1 -- @door"),
     ),
-    Use("view", ("view", "--", "@door"), reads=False, until="stays until Ctrl-C"),
+    Use("view", typed("view -- @door"), reads=False, until="stays until Ctrl-C"),
     Use(
         "bench-train",
         (
-            "bench-train",
-            "mae",
-            "--steps",
-            "1",
-            "--rounds",
-            "1",
+            *typed("bench-train mae --steps 1 --rounds 1"),
             *settings("mae"),
             "--set",
             'data.volumes=["@door"]',

@@ -7,7 +7,7 @@ from em_data import Box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-QUIET = settings(deadline=None, max_examples=200)
+QUIET = settings(deadline=None, derandomize=True, max_examples=200)
 SHAPE = (5, 7, 9)
 VOXELS = np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE)
 VOLUME = em_data.open_volume(VOXELS, voxel_size_nm=(40.0, 4.0, 4.5), origin_nm=(80.0, -3.0, 0.25))

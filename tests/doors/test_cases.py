@@ -14,7 +14,7 @@ import pytest
 from doors import cases, trial
 from doors.known import KNOWN, known
 
-QUICK, WHOLE = 40, 2400
+QUICK, WHOLE = 30, 2400
 
 
 def told(verdicts):
