@@ -5,7 +5,7 @@ import tomllib
 
 import em_train
 import pytest
-from em_train import config as configuration
+from em_train.engine import config as configuration
 from em_train.recipes import dense_ssl, mae, segment
 
 PACKAGES = ("em-data", "em-models", "em-losses", "em-kernels", "em-train")

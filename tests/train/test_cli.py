@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from em_data import open_volume
-from em_data.legend import read_legend
+from em_data.formats.legend import read_legend
 from em_data.synthetic import CLASSES
 from em_train.cli import app
 from em_train.commands import judge, options
@@ -134,7 +134,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
     assert made.returncode == 0, made.stderr
     at = {"cwd": tmp_path}
     # Four steps teach nothing, so the proof fails: in words, and as an exit code.
-    proof = emtrain("shortcut", "run", "--audit-steps", "0", "--json", "proof.json", **at)
+    proof = emtrain("prove", "run", "--audit-steps", "0", "--json", "proof.json", **at)
     assert proof.returncode == 1 and "FAILED" in proof.stdout and "Traceback" not in proof.stderr
     found = json.loads((tmp_path / "proof.json").read_text())
     assert found["passed"] is False and found["figures"]["crop_vx"] == 65
@@ -182,10 +182,12 @@ def test_numbers_that_cannot_be_are_refused():
         (*predict, "--processes", "-1"),
         (*predict, "--memory-gib", "-1"),
         ("view", "raw.zarr", "--port", "-1"),
-        ("shortcut", "run", "--audit-steps", "-1"),
+        ("prove", "run", "--audit-steps", "-1"),
     ):
         told = CliRunner().invoke(app, arguments)
         assert told.exit_code == 2 and arguments[-2] in told.output, told.output
+    told = CliRunner().invoke(app, ("shortcut", "run", "--audit-steps", "0"))
+    assert told.exit_code == 2 and "emtrain prove" in told.output
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):

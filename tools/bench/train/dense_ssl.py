@@ -5,7 +5,7 @@
     python tools/bench/train/dense_ssl.py --list
 
 Every row is what a person would type: `emtrain dense-ssl`, whose end is the proof, and `emtrain
-evaluate`; with --audit-steps also `emtrain shortcut`. Volumes and protocols are those of the data's
+evaluate`; with --audit-steps also `emtrain prove`. Volumes and protocols are those of the data's
 README (EM_REAL_DATA, or ../shared/data beside the repository):
 
 synthetic  learned from and fitted on the training volume, scored on the other one
@@ -196,7 +196,7 @@ def measure(volume: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
                 if options.audit_steps:
                     emtrain(
                         run,
-                        "shortcut",
+                        "prove",
                         str(run),
                         f"--audit-steps={options.audit_steps}",
                         may_fail=True,

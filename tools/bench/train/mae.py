@@ -32,12 +32,12 @@ import torch
 from em_data.geometry import Int3
 from em_losses import kernels_in_use
 from em_models import Mae, MaeConfig, Voxels, mae_size
-from em_train.bench_train import peak_speed
 from em_train.engine import optim, precision
 from em_train.engine.optim import OptimConfig
 from em_train.engine.update import Update
-from em_train.mae.check import error_of
 from em_train.mae.estimate import estimate
+from em_train.mae.validation import error_of
+from em_train.measure.training import peak_speed
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor

@@ -35,16 +35,17 @@ from typing import Any
 import torch
 from em_data import Split, Volume, open_volume, place_labels
 from em_data.loader import Batch
-from em_data.places import whole
+from em_data.sampler.places import whole
 from em_models import UNet, UNetConfig, count_parameters
-from em_train.config import Layer, resolve
 from em_train.engine import precision
+from em_train.engine.atomic import replacing
+from em_train.engine.config import Layer, resolve
 from em_train.engine.optim import Schedule, adamw
-from em_train.engine.whole import replacing
 from em_train.recipes import segment as recipe
-from em_train.segment.check import Window, choose_windows, examine, measure
 from em_train.segment.labels import Classes
 from em_train.segment.metrics import best_thresholds
+from em_train.segment.report import examine
+from em_train.segment.validation import Window, choose_windows, measure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn

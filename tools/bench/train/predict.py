@@ -41,11 +41,11 @@ import em_models
 import numpy as np
 import torch
 from em_data import Box, begin_blocks, grey_range, new_store, open_volume
-from em_data.blend import block_figures
 from em_data.synthetic import SyntheticConfig, render
-from em_train import predict
-from em_train.config import Layer, resolve
+from em_data.writer.block_cost import block_figures
+from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import new_run
+from em_train.predict import volume as predict
 from em_train.recipes import segment
 from rich.console import Console
 from rich.table import Table

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from em_data.errors import VolumeFormatError
-from em_data.geometry import Box, Float3, Int3, float3, int3
-from em_data.places import intersect, shifted, span
+from em_data.geometry import Box, Float3, Int3, float3, int3, intersect, shifted, span
 from em_data.volume import Volume
 
 SAME_SIZE = 1e-3  # relative difference of voxel sizes that is rounding

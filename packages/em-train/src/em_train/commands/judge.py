@@ -1,4 +1,4 @@
-"""Commands that judge what was learned: probe, shortcut, evaluate, report."""
+"""Commands that judge what was learned: probe, prove, evaluate, report."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def probe(
     For instance: `emtrain probe RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
     --fit-z 0:9 --score-z 12:16`
     """
-    from em_train import patch_probe
+    from em_train.judge import patches
 
-    config = patch_probe.ProbeConfig(
+    config = patches.ProbeConfig(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),
         patch_vx=tuple(parse_numbers("--patch", patch, int)) if patch else None,
@@ -89,16 +89,14 @@ def probe(
         seeds=seeds,
     )
     recipe_of(run, {"mae": "", "dense-ssl": ""})
-    found = patch_probe.probe(
-        run, data, labels or [], config, beside=beside or (), baselines=baselines
-    )
-    patch_probe.print_probing(found)
+    found = patches.probe(run, data, labels or [], config, beside=beside or (), baselines=baselines)
+    patches.print_probing(found)
     if json_path:
         json_path.write_text(json.dumps(found.as_json(), indent=2) + "\n")
 
 
 @app.command(rich_help_panel=PANEL)
-def shortcut(
+def prove(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a dense-ssl run.")],
     data: Annotated[
         str | None,
@@ -115,17 +113,16 @@ def shortcut(
 
     Position in the crop, brightness alone, a single class: each has a figure and a bound. The audit
     trains afresh with context from unrelated places, where an honest encoder can predict nothing.
-    Writes `proof.json` and `images/shortcut.png` into the run folder. Exit code 1 if a gate is missed.
+    Writes `proof.json` and `images/proof.png` into the run folder. Exit code 1 if a gate is missed.
 
-    For instance: `emtrain shortcut runs/first --data other.zarr`
+    For instance: `emtrain prove runs/first --data other.zarr`
     """
-    from em_train import config as configuration
-    from em_train.dense.prove import prove_stored_run
-    from em_train.dense.report import print_proof
+    from em_train.dense.proof_report import print_proof, prove_stored_run
+    from em_train.engine import config as configuration
     from em_train.engine.run_folder import stored_config
     from em_train.recipes import dense_ssl as recipe
 
-    recipe_of(run, {"dense-ssl": "em_train.dense.prove"})
+    recipe_of(run, {"dense-ssl": "em_train.dense.proof_report"})
     config = configuration.resolve(recipe.Config, [stored_config(run, "dense-ssl")])
     proof = prove_stored_run(
         run, config, recipe.run, address=data, audit_steps=audit_steps, seed=seed
@@ -135,9 +132,19 @@ def shortcut(
     print_proof(proof)
     if json_path:
         json_path.write_text(json.dumps(proof.as_json(), indent=2) + "\n")
-    typer.echo(f"look at {run / 'images' / 'shortcut.png'}")
+    typer.echo(f"look at {run / 'images' / 'proof.png'}")
     if proof.passed is False:
         raise typer.Exit(1)
+
+
+@app.command(
+    "shortcut",
+    hidden=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def shortcut() -> None:
+    """The former name of `prove`."""
+    raise typer.BadParameter("emtrain shortcut is now emtrain prove; its options are the same")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -211,7 +218,7 @@ def evaluate(
     """
     import importlib
 
-    from em_train.evaluate import Protocol
+    from em_train.judge.truth import Protocol
 
     if score_labels and not score_data:
         raise ValueError("--score-labels belongs to a volume; give it with --score-data")
@@ -276,7 +283,7 @@ def report(
 
     For instance: `emtrain report runs/a runs/b --out comparison.html`
     """
-    from em_train.report import render
+    from em_train.look.report import render
 
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     render(runs, path)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-    from em_train.config import Layer
+    from em_train.engine.config import Layer
 
 PANEL = "Learn"
 
@@ -75,7 +75,7 @@ def dense_ssl(
 
     For instance: `emtrain dense-ssl --data raw.zarr --out runs/first --set optim.steps=2000`
     """
-    from em_train.config import Layer
+    from em_train.engine.config import Layer
     from em_train.recipes import dense_ssl as recipe
 
     layers = layers_of("dense-ssl", preset, config, set_)
@@ -156,9 +156,10 @@ def segment(
 
     For instance: `emtrain segment --data raw.zarr --labels mitochondria=mito.zarr --val-z 880:900`
     """
-    from em_train import config as configuration
-    from em_train.config import Layer
+    from em_train.engine import config as configuration
+    from em_train.engine.config import Layer
     from em_train.recipes import segment as recipe
+    from em_train.segment.networks import guide_of
     from em_train.segment.series import begun_with, run_series, slice_counts
 
     layers = layers_of("segment", preset, config, set_)
@@ -180,7 +181,7 @@ def segment(
         own = [*layers, *more]
         if init and not go_on:
             resolved = configuration.resolve(recipe.Config, own)
-            own.append(Layer("--init", recipe.guide_of(init, resolved.data)))
+            own.append(Layer("--init", guide_of(init, resolved.data)))
         start(
             recipe,
             "segment",
@@ -250,7 +251,7 @@ def mae(
 
     For instance: `emtrain mae --data raw.zarr --preset laptop`
     """
-    from em_train.config import Layer
+    from em_train.engine.config import Layer
     from em_train.recipes import mae as recipe
 
     layers = layers_of("mae", preset, config, set_)
@@ -283,9 +284,9 @@ def start(
     again: str | None = None,
 ) -> None:
     """What the command of every recipe does: resolve the configuration, then run, launch or submit."""
-    from em_train import config as configuration
-    from em_train.config import Layer
+    from em_train.engine import config as configuration
     from em_train.engine import launch
+    from em_train.engine.config import Layer
     from em_train.engine.run_folder import stored_config
 
     where = launch.Places(gpus=places[0], processes=places[1])

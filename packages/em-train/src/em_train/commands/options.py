@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from em_train.config import Layer
+    from em_train.engine.config import Layer
 
 app = typer.Typer(
     name="emtrain",
@@ -95,7 +95,7 @@ def layers_of(
     command: str, preset: str | None, file: Path | None, assignments: list[str] | None
 ) -> list[Layer]:
     """The layers of a configuration, weakest first."""
-    from em_train import config as configuration
+    from em_train.engine import config as configuration
 
     layers = []
     if preset:
@@ -182,7 +182,7 @@ def print_config(resolved: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from em_train import config as configuration
+    from em_train.engine import config as configuration
 
     values = configuration.flat(resolved)
     table = Table("key", "value", "meaning", box=box.SIMPLE_HEAD)

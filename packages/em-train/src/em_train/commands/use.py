@@ -92,7 +92,7 @@ def predict(
 
     from em_data.geometry import int3
 
-    from em_train import predict as prediction
+    from em_train.predict import volume as prediction
 
     module = recipe_of(run, PREDICTORS)
     output = output or ("embedding" if module == PREDICTORS["mae"] else "classes")
@@ -161,7 +161,7 @@ def view(
     """
     from em_data.geometry import int3
 
-    from em_train import view as viewing
+    from em_train.look import view as viewing
 
     with viewing.opened(
         [volume, *(predictions or [])],
@@ -200,7 +200,7 @@ def info(
     A volume is a path, `file.h5::dataset`, or an address such as `https://…`, `s3://…`,
     `precomputed://…`.
     """
-    from em_train.info import describe, print_description
+    from em_train.look.info import describe, print_description
 
     description = describe(path, thumbnail, parse_channel(channel))
     print_description(description)
@@ -228,7 +228,7 @@ def speed(
 
     For instance: `emtrain speed raw.zarr --stack 3,512,512 --threads 4`
     """
-    from em_train.speed import measure, print_speed
+    from em_train.measure.reading import measure, print_speed
 
     found = measure(
         volume,
@@ -268,8 +268,8 @@ def bench_train(
     """
     import importlib
 
-    from em_train import bench_train as bench
-    from em_train import config as configuration
+    from em_train.engine import config as configuration
+    from em_train.measure import training as bench
 
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
@@ -305,7 +305,7 @@ def synth(
 
     For instance: `emtrain synth tissue.zarr --shape 100,512,512 --voxel-nm 10,10,10`
     """
-    from em_train import config as configuration
+    from em_train.engine import config as configuration
     from em_train.synth import SyntheticConfig, write_synthetic
 
     layers = [

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_train import config as configuration
-from em_train.config import Layer
+from em_train.engine import config as configuration
+from em_train.engine.config import Layer
 from em_train.engine.run_folder import RunFolder, new_run
 
 STEPS = 200  # a zero-padded encoder predicts .8 nat from nothing after 50

@@ -27,12 +27,12 @@ from em_losses import (
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from em_train.dense.features import features_of
 from em_train.dense.networks import bank_of
+from em_train.dense.texture import features_of
 from em_train.dense.views import Views
 from em_train.engine import distributed
 from em_train.engine.distributed import reduce
-from em_train.metrics import effective_classes
+from em_train.judge.codes import effective_classes
 
 DIRECTIONS = 64  # of SIGReg, drawn anew every step
 

@@ -25,9 +25,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from em_train import config as configuration
-from em_train.engine.whole import remove_leftovers, replacing
-from em_train.errors import RunFolderError
+from em_train.engine import config as configuration
+from em_train.engine.atomic import remove_leftovers, replacing
+from em_train.engine.errors import RunFolderError
 
 if sys.platform != "win32":
     import fcntl
@@ -98,7 +98,7 @@ class RunFolder:
             if int(picture.stem.removeprefix("step-")) > step:
                 picture.unlink()
         if self.mirrored:
-            from em_train import tensorboard
+            from em_train.engine import tensorboard
 
             self._board = tensorboard.writer(self.path, step)
 

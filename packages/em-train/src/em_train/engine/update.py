@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from em_train.engine import distributed
+from em_train.engine.atomic import replacing
 from em_train.engine.optim import OptimConfig
-from em_train.engine.whole import replacing
 
 
 class Update:

@@ -50,8 +50,7 @@ def die_with_parent() -> None:
 
 def work(recipe: ModuleType, command: str, config: Any, path: Path, *, resume: bool) -> bool:
     """Train as one of the processes; True when all steps are done, False when asked to stop."""
-    from em_train import tensorboard
-    from em_train.engine import checkpoint, distributed
+    from em_train.engine import checkpoint, distributed, tensorboard
     from em_train.engine.device import choose_device
     from em_train.engine.run_folder import RunFolder, discard, new_run, resumed_run
 

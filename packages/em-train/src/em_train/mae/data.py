@@ -21,14 +21,13 @@ from em_data import (
     Volume,
     hold_out,
 )
-from em_data.clahe import clahe
-from em_data.geometry import Int3, int3
+from em_data.augment.clahe import clahe
+from em_data.geometry import Int3, bounds, int3, intersect
 from em_data.loader import Batch, Loader
-from em_data.places import bounds, intersect
 from em_models import Voxels
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from em_train.reading import load
+from em_train.engine.reading import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 from em_data import Box, ImageConfig, Volume, grey_range
-from em_data.blend import TileGrid
 from em_data.geometry import Int3, float3, int3
+from em_data.writer.tiling import TileGrid
 from em_models.windows import token_grid
 
-from em_train.patch_features import MaeRun, Slab, open_run
-from em_train.predict import Prediction, check_outputs
+from em_train.features.open import open_run
+from em_train.features.slab import Slab
+from em_train.mae.run import MaeRun
+from em_train.predict.plan import Prediction, check_outputs
 
 CHUNK_VX: Int3 = (16, 32, 32)  # patches; with all their channels one file of about 20 MiB
 

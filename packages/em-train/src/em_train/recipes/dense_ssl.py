@@ -34,7 +34,6 @@ from em_models import (
 from torch import Tensor, nn
 
 from em_train.dense.data import DataConfig, make_loader
-from em_train.dense.features import standardise
 from em_train.dense.loss import Chance, LossConfig, terms_of
 from em_train.dense.networks import (
     ModelConfig,
@@ -43,20 +42,22 @@ from em_train.dense.networks import (
     networks_of,
     predictor_config,
 )
-from em_train.dense.report import preview, prove_run, summarise, write_report
-from em_train.dense.settle import settle
+from em_train.dense.proof_report import prove_run
+from em_train.dense.recluster import settle
+from em_train.dense.report import preview, summarise, write_report
+from em_train.dense.texture import standardise
 from em_train.dense.views import clean_targets, look
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
+from em_train.engine.reading import fingerprint, open_volumes
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
-from em_train.reading import fingerprint, open_volumes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,19 +31,18 @@ from em_models.patches import grid_of
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from em_train.bench_train import peak_speed
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device, recompute
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
+from em_train.engine.reading import fingerprint, open_volumes
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
-from em_train.mae import check as mae_check
-from em_train.mae.check import Figures
+from em_train.mae import validation as mae_check
 from em_train.mae.data import (
     DataConfig,
     held_out,
@@ -54,7 +53,8 @@ from em_train.mae.data import (
 )
 from em_train.mae.estimate import Estimate, estimate
 from em_train.mae.report import preview, save_spectrum, write_report
-from em_train.reading import fingerprint, open_volumes
+from em_train.mae.validation import Figures
+from em_train.measure.training import peak_speed
 
 BETAS = (0.9, 0.95)  # of AdamW: hidden patches differ from step to step
 SETTLED = 5  # steps after which the time of an epoch is foretold

@@ -15,18 +15,17 @@ from em_data import (
     Volume,
     augment,
     hold_out,
-    modality,
     open_volume,
 )
-from em_data.augment import AugmentConfig
-from em_data.defects import DefectConfig
-from em_data.geometry import Int3
+from em_data.augment import AugmentConfig, presets
+from em_data.augment.defects import DefectConfig
+from em_data.augment.warp import WarpConfig
+from em_data.geometry import Int3, end_of
 from em_data.loader import Loader
-from em_data.places import centred, end_of, origins
-from em_data.warp import WarpConfig
+from em_data.sampler.places import centred, origins
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from em_train.reading import budget_of, check_scale, load
+from em_train.engine.reading import budget_of, check_scale, load
 from em_train.segment.labels import Classes, balance, open_labels
 
 # Cheap: no voxel is interpolated.
@@ -97,7 +96,7 @@ def open_data(
 def augmentation(config: DataConfig) -> AugmentConfig:
     """What is done to patches."""
     own = {"none": NOTHING, "plain": PLAIN}
-    return own[config.augment] if config.augment in own else modality.preset(config.augment)
+    return own[config.augment] if config.augment in own else presets.preset(config.augment)
 
 
 def crop_of(volumes: list[Volume], config: DataConfig, patch_vx: Int3) -> CubeConfig:

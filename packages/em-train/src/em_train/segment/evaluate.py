@@ -12,22 +12,14 @@ from typing import Any
 
 import numpy as np
 from em_data import Box, Labels, Region, Split, grey_range, open_volume
-from em_data.places import intersect
+from em_data.geometry import intersect
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from em_train.engine.figures import blank_nan
+from em_train.engine.jsonable import blank_nan
 from em_train.engine.progress import say
-from em_train.evaluate import Protocol
-from em_train.segment.check import (
-    Case,
-    Window,
-    choose_windows,
-    examine,
-    save_case,
-    slices_of,
-)
+from em_train.judge.truth import Protocol
 from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
     InstanceScore,
@@ -39,7 +31,9 @@ from em_train.segment.instances import (
 )
 from em_train.segment.labels import Classes, open_labels, parse
 from em_train.segment.metrics import SCORES, ClassScore
-from em_train.segment.tiles import open_run
+from em_train.segment.report import Case, examine, save_case
+from em_train.segment.run import open_run
+from em_train.segment.validation import Window, choose_windows, slices_of
 
 INSTANCE_SCORES = {
     "voi_split": "VOI, cut (bits)",
