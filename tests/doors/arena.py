@@ -63,6 +63,6 @@ def build(folder: Path) -> Bench:
             raise RuntimeError(f"emtrain {' '.join(command)}: {(at / 'err').read_text()}")
         bench.fixed[f"@run_{recipe.partition('-')[0]}"] = str(run)
         if recipe == "dense-ssl":  # leaves proof.json; so short a run fails it
-            bench.run(["shortcut", str(run), "--audit-steps", "0"], at)
+            bench.run(["prove", str(run), "--audit-steps", "0"], at)
         shutil.rmtree(at)
     return bench

@@ -54,10 +54,10 @@ RUN_USES: dict[str, tuple[RunUse, ...]] = {
         RunUse("probe", typed(f"probe @in/run {PROBE}"), NETWORK),
         RunUse("probe --beside", typed(f"probe @run_mae --beside @in/run {PROBE}"), NETWORK),
         RunUse(
-            "shortcut",
-            typed("shortcut @in/run --audit-steps 0"),
+            "prove",
+            typed("prove @in/run --audit-steps 0"),
             f"{NETWORK} {TOLD} proof.json",
-            ("in/run/proof.json", "in/run/images/shortcut.png", *REPORT),
+            ("in/run/proof.json", "in/run/images/proof.png", *REPORT),
             done=(0, 1),
         ),
         RunUse(
