@@ -352,7 +352,7 @@ def of_outputs() -> Iterator[Option]:
                 prepare=inputs,
                 may_change=(
                     *(r"here/", re.escape(where.removeprefix("@")) or r"here/"),
-                    r"in/\w+-best(\.txt)?$",
+                    r"in/.*-best(\.\w+)?$",
                 ),
             )
 

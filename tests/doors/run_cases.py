@@ -141,6 +141,7 @@ def of_runs() -> Iterator[Case]:
                         expected="either",
                         names=names_of(file, name),
                         may_change=(*use.may_change, r"here/"),
+                        notes=("in/run/log.txt",) if use.command == "resume" else (),
                         done=use.done,
                     )
 
