@@ -5,8 +5,9 @@
 
 bytes     other blocks, two processes, two Dask workers: the hash of all voxel files is that of one
           process that was left alone.
-kills     kill -9 of workers and of the whole job at random instants, with processes and with Dask:
-          the same hash, no block that had its marker begun again, nobody left behind.
+kills     kill -9 of workers and of the whole job at random instants, with processes, with Dask and of
+          one process alone: the same hash, no block that had its marker begun again, nobody left
+          behind.
 missing   a block that disappears: a non-zero exit code, and no store.
 seams     the error against one run of the network on whole slices, at the borders of tiles and blocks
           and inside.
@@ -76,13 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=20, help="kills of workers, of each crew")
     parser.add_argument("--jobs", type=int, default=5, help="kills of the job, of each crew")
+    parser.add_argument("--alone", type=int, default=50, help="kills of one process")
     parser.add_argument("--quick", action="store_true", help="a small volume, a few kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     shape = (512, 512, 512)
     if options.quick:
-        options.workers, options.jobs, shape = 2, 1, (64, 320, 320)
+        options.workers, options.jobs, options.alone, shape = 2, 1, 2, (64, 320, 320)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         arena = Arena(Path(folder), random.Random(options.seed), shape)
@@ -92,6 +94,7 @@ def main() -> None:
             lambda: [measure_seams(arena)],
             lambda: measure_memory(arena),
             lambda: [kill(arena, {"processes": 2}, options.workers, options.jobs)],
+            lambda: [kill_alone(arena, options.alone)],
             lambda: [lose_block(arena)],
             lambda: [kill(arena, {"dask": "local:2"}, options.workers, options.jobs)],
         ):
@@ -288,6 +291,36 @@ def kill(arena: Arena, crew: dict[str, Any], workers: int, jobs: int) -> dict[st
         "exit code": code,
         "limit": workers,
         "held": same and unfinished and killed >= workers and not (again or orphans or code),
+    }
+
+
+def kill_alone(arena: Arena, kills: int) -> dict[str, Any]:
+    """Kill the only process so often, anew from the start whenever all is done, then let it finish."""
+    killed = finished = different = 0
+    while killed < kills or not finished:
+        name, errors = f"alone-{finished}.zarr", arena.folder / f"alone-{finished}.zarr.err"
+        before = len(arena.begun(name))
+        job = arena.start(name)
+        if killed < kills:
+            ready = lambda: len(arena.begun(name)) > before or job.poll() is not None  # noqa: E731, B023
+            assert wait_until(ready, 120), errors.read_text()[-3000:]
+            time.sleep(arena.rng.random() * arena.block_s)
+            if job.poll() is None:
+                job.kill()
+                killed += 1
+        code = job.wait(DONE_S)
+        assert code in (0, -signal.SIGKILL), errors.read_text()[-3000:]
+        if code == 0:
+            finished += 1
+            different += digest(arena.folder / name) != arena.reference
+    return {
+        "case": "kill -9 of the only process",
+        "unit": "kills",
+        "ours": killed,
+        "finished stores": finished,
+        "of them not the same": different,
+        "limit": kills,
+        "held": finished > 0 and not different,
     }
 
 
