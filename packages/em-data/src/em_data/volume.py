@@ -16,6 +16,8 @@ import numpy as np
 from em_data.errors import BoxError, ForkError, VolumeFormatError, VolumeReadError
 from em_data.geometry import Box, Float3, Int3, check_inside, int3
 
+LONGEST = 2**62  # voxels of a side: what can still be counted in 64 bits
+
 
 class Array(Protocol):
     """What a format must offer: numpy-like shape, dtype and box reading.
@@ -183,6 +185,9 @@ def as_volume(array: Array, source: str, format: str) -> Volume:
             f"{source} holds {dtype} of shape {tuple(array.shape)}; "
             "wanted real numbers along three axes (z, y, x)"
         )
-    if math.prod(array.shape) == 0:
-        raise VolumeFormatError(f"{source} is empty: its shape is {tuple(array.shape)}")
+    if not all(0 < n < LONGEST for n in array.shape):
+        raise VolumeFormatError(
+            f"{source} is empty or damaged: its shape is given as {tuple(array.shape)}; wanted sides "
+            "of at least 1: write it again"
+        )
     return Volume(array=array, source=source, format=format)

@@ -25,13 +25,14 @@ import numpy as np
 
 from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats import n5, precomputed, remote
-from em_data.formats.axes import Wanted, check_choice, voxel_size
+from em_data.formats.axes import Wanted, check_choice, first_voxel, voxel_size
 from em_data.formats.hdf5 import open_hdf5
 from em_data.formats.location import Place
+from em_data.formats.metadata import understood
 from em_data.formats.npy import open_npy
 from em_data.formats.ome_zarr import MARKERS, open_zarr
 from em_data.formats.slices import PNG_START, open_slices, open_tiff, slice_files
-from em_data.geometry import Float3, float3
+from em_data.geometry import Float3
 from em_data.synthetic.volume import SYNTHETIC, open_synthetic
 from em_data.volume import Volume, as_volume
 
@@ -71,11 +72,12 @@ def open_volume(
         volume = as_volume(native, "array in memory", "numpy")
         check_choice(volume.source, "zyx", wanted)
     else:
-        volume = _open_address(str(source), wanted)
+        with understood(str(source)):
+            volume = _open_address(str(source), wanted)
     if voxel_size_nm is not None:
         volume = replace(volume, voxel_size_nm=voxel_size("voxel_size_nm", voxel_size_nm))
     if origin_nm is not None:
-        volume = replace(volume, origin_nm=float3(origin_nm))
+        volume = replace(volume, origin_nm=first_voxel("origin_nm", origin_nm))
     return volume
 
 
@@ -106,6 +108,8 @@ def _open_address(address: str, wanted: Wanted) -> Volume:
         )
     if path.is_file():
         return _open_file(path, dataset if separator else None, wanted)
+    if not path.is_dir():
+        raise VolumeFormatError(f"{path} is a pipe or a device; wanted {KNOWN}")
     return _open_folder(Place(name), wanted)
 
 

@@ -243,6 +243,12 @@ def open_slices(folder: Path, files: Sequence[Path], wanted: Wanted) -> Volume:
         raise VolumeFormatError(
             f"{folder} holds TIFF and PNG files; wanted one kind: move the other out of it"
         )
+    for path in files:
+        if not path.is_file():
+            raise VolumeFormatError(
+                f"{path} is a folder, a pipe or a device, or a link to nothing; wanted a picture: take "
+                "it out of the folder"
+            )
     header = _png_header if kinds == {True} else _tiff_header
     shape, dtype = header(files[0])
     for path in files[1:]:
