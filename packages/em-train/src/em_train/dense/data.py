@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from em_data import (
     Box,
@@ -45,6 +46,9 @@ class DataConfig:
     """Stacks per step, over all processes."""
     samples_per_epoch: PositiveInt = 2000
     """Stacks after which an epoch is counted."""
+    nan: Literal["refuse", "mask"] = "refuse"
+    """What is done about voxels of floating point that are NaN or infinite: refuse the volume, or mask
+    them, so that no sample holds one."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""

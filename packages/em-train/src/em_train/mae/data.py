@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from em_data import (
@@ -61,6 +61,9 @@ class DataConfig:
     """Held-out cubes that are looked at."""
     empty_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw a cube again when more of it than this share has one value. Without it, keep all."""
+    nan: Literal["refuse", "mask"] = "refuse"
+    """What is done about voxels of floating point that are NaN or infinite: refuse the volume, or mask
+    them, so that no sample holds one."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""

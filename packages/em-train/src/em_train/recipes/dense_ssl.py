@@ -50,6 +50,7 @@ from em_train.dense.views import clean_targets, look
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device
 from em_train.engine.ema import moving_average
+from em_train.engine.finite import require_finite
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint, open_volumes
@@ -177,6 +178,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Result: weights for use elsewhere, pictures, report.
     if not folder.leads:
         return True
+    require_finite(averaged, folder.rows())
     save(averaged["predictor"], folder.weights / "predictor")
     if config.model.settle:
         save(averaged["encoder"], folder.weights / "unsettled")  # what the predictor guesses
