@@ -25,7 +25,7 @@ import numpy as np
 
 from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats import n5, precomputed, remote
-from em_data.formats.axes import Wanted, check_choice, first_voxel, voxel_size
+from em_data.formats.axes import Gaps, Wanted, check_choice, first_voxel, voxel_size
 from em_data.formats.hdf5 import open_hdf5
 from em_data.formats.location import Place
 from em_data.formats.metadata import understood
@@ -50,6 +50,7 @@ def open_volume(
     time: int | None = None,
     voxel_size_nm: Float3 | None = None,
     origin_nm: Float3 | None = None,
+    gaps: Gaps = "refuse",
 ) -> Volume:
     """Open a volume lazily, whatever its format.
 
@@ -61,12 +62,14 @@ def open_volume(
         time: which time point, likewise.
         voxel_size_nm: voxel size, for files that do not say; it overrides what the file says.
         origin_nm: position of the centre of voxel (0, 0, 0), likewise.
+        gaps: what to do where the numbers of slices in a folder leave a gap: refuse it, or close it,
+            so that the slices follow each other.
 
     >>> volume = open_volume(np.zeros((4, 8, 8), np.uint8), voxel_size_nm=(40, 4, 4))
     >>> volume.shape, int(volume[1:3, 0:2, 0:2].sum())
     ((4, 8, 8), 0)
     """
-    wanted = Wanted(None if at_nm is None else voxel_size("at_nm", at_nm), channel, time)
+    wanted = Wanted(None if at_nm is None else voxel_size("at_nm", at_nm), channel, time, gaps)
     if isinstance(source, np.ndarray):
         native = source.astype(source.dtype.newbyteorder("="), copy=False)
         volume = as_volume(native, "array in memory", "numpy")

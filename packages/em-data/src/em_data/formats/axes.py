@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from em_data.errors import VolumeFormatError
 from em_data.geometry import NANOMETRES, Float3, Int3, float3
@@ -23,12 +23,17 @@ UNITS_NM: dict[str, float] = NANOMETRES | {
 }
 
 
+# Numbered slices of which some are missing: refused, or taken as if the others followed each other.
+Gaps = Literal["refuse", "close"]
+
+
 class Wanted(NamedTuple):
     """What the caller of `open_volume` asks for."""
 
     at_nm: Float3 | None = None
     channel: int | str | None = None
     time: int | None = None
+    gaps: Gaps = "refuse"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ class DataConfig:
     nan: Literal["refuse", "mask"] = "refuse"
     """What is done about voxels of floating point that are NaN or infinite: refuse the volume, or mask
     them, so that no sample holds one."""
+    gaps: Literal["refuse", "close"] = "refuse"
+    """What is done where the numbers of slices in a folder leave a gap: refuse the folder, or close the
+    gap, so that the slices follow each other."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""

@@ -24,6 +24,8 @@ class SourceConfig(Protocol):
 
     @property
     def nan(self) -> Literal["refuse", "mask"]: ...
+    @property
+    def gaps(self) -> Literal["refuse", "close"]: ...
 
 
 class ScaleConfig(SourceConfig, Protocol):
@@ -55,8 +57,8 @@ class BatchConfig(Protocol):
 def open_raw(
     address: str, config: SourceConfig, at_nm: tuple[float, float, float] | None
 ) -> Volume:
-    """A raw volume, whose reading does about voxels that are no numbers what the run asks for."""
-    return replace(open_volume(address, at_nm=at_nm), nan=config.nan)
+    """A raw volume, with what the run asks for about missing slices and voxels that are no numbers."""
+    return replace(open_volume(address, at_nm=at_nm, gaps=config.gaps), nan=config.nan)
 
 
 def open_at(address: str, config: ScaleConfig) -> Volume:
