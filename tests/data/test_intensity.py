@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from em_data import Volume, grey_range, open_volume
+from em_data import GreyRange, Volume, grey_range, nan_share, open_volume
 
 
 def test_the_range_is_that_of_the_values_whatever_the_type():
@@ -61,3 +63,27 @@ def test_each_box_lies_within_one_chunk(chunks):
         for (start, stop), chunk in zip(read, chunks, strict=True):
             assert start < stop and start // chunk == (stop - 1) // chunk
     assert sum(np.prod([stop - start for start, stop in read]) for read in reads) < 8e6
+
+
+def test_what_is_no_number_is_black_and_its_share_is_said():
+    voxels = np.array([np.nan, -np.inf, 100, 150, np.inf], np.float32)
+    assert GreyRange(100, 200).unit(voxels).tolist() == [0, 0, 0, 0.5, 1]
+    voxels = np.ones((20, 300, 300), np.float32)
+    voxels[:5] = np.nan
+    held = open_volume(voxels)
+    assert nan_share(held) == pytest.approx(0.25)
+    chunked = replace(held, array=Chunked(voxels))
+    assert nan_share(chunked) == pytest.approx(0.25, abs=0.15)
+    assert nan_share(open_volume(np.ones((2, 3, 4), np.uint8))) == 0
+
+
+class Chunked:
+    """Voxels that are not held in memory."""
+
+    chunks = (1, 64, 64)
+
+    def __init__(self, voxels):
+        self.voxels, self.shape, self.dtype = voxels, voxels.shape, voxels.dtype
+
+    def __getitem__(self, index):
+        return self.voxels[index]

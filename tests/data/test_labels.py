@@ -9,6 +9,7 @@ from em_data import (
     VolumeFormatError,
     open_volume,
     place_labels,
+    place_mask,
 )
 
 NM = (40, 4, 4)
@@ -84,3 +85,24 @@ def test_real_labels_that_are_shorter_than_the_raw_volume():
     assert labels.covered[0] == Box((0, 0, 0), (16, 1024, 1024))
     valid = labels.valid(Box((14, 500, 500), (4, 8, 8)))
     assert valid[:, :2].all() and not valid[:, 2:].any()
+
+
+@pytest.mark.parametrize("n, fits", [(400, True), (20_000, False)])
+def test_labels_stay_on_the_voxels_of_the_raw_volume_to_their_end(n, fits):
+    """4 and 4.0039 nm are one voxel size for 400 voxels; after 20,000 they are 19.5 apart."""
+    values = np.zeros((1, 2, n), np.uint8)
+    raw = open_volume(values, voxel_size_nm=NM)
+    labels = open_volume(values, voxel_size_nm=(40, 4, 4.0039))
+    if fits:
+        assert place_labels(raw, {"a": labels}).covered == (Box((0, 0, 0), (1, 2, n)),)
+    else:
+        with pytest.raises(VolumeFormatError, match=r"19\.5 voxels apart after 20000 on x"):
+            place_labels(raw, {"a": labels})
+
+
+def test_a_mask_of_nearly_the_same_voxels_is_followed_to_its_end():
+    raw = open_volume(np.zeros((1, 2, 20_000), np.uint8), voxel_size_nm=NM)
+    mask = open_volume(np.ones((1, 2, 20_000), np.uint8), voxel_size_nm=(40, 4, 3.996))
+    layer = place_mask(raw, mask)
+    assert layer.covered == Box((0, 0, 0), (1, 2, 19_980))
+    np.testing.assert_array_equal(layer.nearest(2, 10_000, 10_001), [10_010])

@@ -1,6 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from em_data import Box, BoxError, VolumeFormatError, VolumeReadError, open_volume
+from em_data import (
+    Box,
+    BoxError,
+    NotFiniteError,
+    VolumeFormatError,
+    VolumeReadError,
+    binned,
+    open_volume,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +84,20 @@ def test_errors_of_any_decoder_name_volume_and_box():
 
     with pytest.raises(VolumeReadError, match=r"b\.x: voxels \(1, 1, 1\) at \(3, 0, 0\).*EOFError"):
         Volume(Broken(), "b.x", "test")[3:4, 0:1, 0:1]
+
+
+def test_a_volume_refuses_what_is_no_number_if_it_is_asked_to():
+    voxels = np.zeros((4, 6, 8), np.float32)
+    voxels[2, 3, 4:] = np.nan
+    voxels[3, 3, 3] = -np.inf
+    kept = open_volume(voxels)
+    np.testing.assert_array_equal(kept[:, :, :], voxels)
+    refusing = replace(kept, nan="refuse")
+    assert refusing[0:2, :, :].shape == (2, 6, 8)
+    message = r"memory: 3 of 18 voxels .* the first at \(2, 3, 4\); .*data\.nan=mask"
+    with pytest.raises(NotFiniteError, match=message):
+        refusing.read(Box((2, 2, 3), (2, 3, 3)))
+    with pytest.raises(NotFiniteError, match="5 of 192"):
+        refusing.held_in_memory()
+    with pytest.raises(NotFiniteError, match="5 of 192"):  # through a view of it too
+        binned(refusing, (1, 2, 2))[:, :, :]

@@ -206,3 +206,13 @@ def test_synthetic_address_renders_what_is_read():
         volume.labels("synapses")
     with pytest.raises(VolumeFormatError, match="sed=3"):
         open_volume("synthetic:sed=3")
+
+
+@pytest.mark.parametrize(
+    "settings", ["shape=-1x2x3", "shape=0x2x3", "voxel_nm=nanx8x8", "voxel_nm=-8x8x8", "seed=-1"]
+)
+def test_a_synthetic_address_that_cannot_be_is_named(settings):
+    with pytest.raises(
+        VolumeFormatError, match=f"^synthetic:{settings}: .*wanted for instance syn"
+    ):
+        open_volume(f"synthetic:{settings}")

@@ -127,8 +127,8 @@ def test_what_is_not_there_or_not_understood(http_server, tmp_path, free_port):
             json.dumps({"@type": "neuroglancer_skeletons"}),
             "neuroglancer_skeletons; wanted a volume",
         ),
-        (json.dumps({"scales": []}), "does not describe a volume"),
-        (json.dumps({"scales": [{"key": "a"}]}), "does not describe a volume"),
+        (json.dumps({"scales": []}), "info: 'scales' is empty"),
+        (json.dumps({"scales": [{"key": "a"}]}), "info is not understood .*resolution"),
     ):
         info.write_text(text)
         with pytest.raises(VolumeFormatError, match=message):

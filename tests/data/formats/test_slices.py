@@ -239,3 +239,38 @@ def test_a_large_section_is_no_attack(tmp_path, monkeypatch):
     (tmp_path / "png").mkdir()
     Image.new("L", (40, 50), 7).save(tmp_path / "png" / "0.png")
     assert (open_volume(tmp_path / "png")[0:1, 0:50, 0:40] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "names, missing",
+    [
+        (
+            ("s0", "s1", "s5"),
+            r"3 of 6 slices are missing, between s1\.png and s5\.png; .*data\.gaps=close",
+        ),
+        (("a2_00010", "a2_00020", "a2_00040", "a2_00060"), r"2 of 6 .* the first of 2 gaps"),
+        (("s0", "s5", "s10", "s15"), None),  # every fifth, on purpose
+        (("s3",), None),
+        (("x1y1", "x1y3", "x2y1"), None),  # no one number says where a slice lies
+        (("alpha", "beta7", "gamma9"), None),
+    ],
+)
+def test_a_gap_in_the_numbers_of_slices_is_named(tmp_path, names, missing):
+    for number, name in enumerate(names):
+        Image.new("L", (5, 4), 10 * number).save(tmp_path / f"{name}.png")
+    if missing:
+        with pytest.raises(VolumeFormatError, match=missing):
+            open_volume(tmp_path)
+    volume = open_volume(tmp_path, gaps="close" if missing else "refuse")
+    assert volume[:, 0:1, 0:1].ravel().tolist() == [10 * n for n in range(len(names))]
+
+
+def test_a_png_that_declares_more_than_its_bytes_hold_is_refused(tmp_path):
+    path = tmp_path / "0.png"
+    Image.new("L", (5, 4)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + whole[24:])
+    with pytest.raises(VolumeFormatError, match=r"0\.png is declared to have 2147483647 × 2147"):
+        open_volume(tmp_path)
+    Image.new("L", (20_000, 5_000)).save(path)  # all of one value: as small as it gets
+    assert open_volume(tmp_path).shape == (1, 5_000, 20_000)

@@ -12,6 +12,7 @@ from em_data import (
     Box,
     CubeConfig,
     Key,
+    NotFiniteError,
     PlaceSampler,
     StackConfig,
     VolumeFormatError,
@@ -350,6 +351,43 @@ def test_where_all_is_empty_the_last_draw_is_used_and_counted(kind):
     (batch,) = reader.batches(0, 1)
     assert (batch.raw == 7).all()
     assert reader.counts.empty == 4 and reader.counts.redrawn == 4 * (ATTEMPTS - 1)
+
+
+class Stored:
+    """Voxels that are read box by box, unlike those of an array in memory."""
+
+    def __init__(self, voxels):
+        self.voxels, self.shape, self.dtype = voxels, voxels.shape, voxels.dtype
+
+    def __getitem__(self, index):
+        return self.voxels[index]
+
+
+@pytest.mark.parametrize("kind", ["held", "read", "blocks"])
+def test_no_sample_holds_a_voxel_that_is_no_number(kind):
+    voxels = np.random.default_rng(0).uniform(0, 9, (12, 60, 60)).astype(np.float32)
+    voxels[4:, 30, 20:] = np.nan
+    voxels[2, :20, 41] = np.inf
+    volume = open_volume(voxels)
+    if kind != "held":
+        volume = replace(volume, array=Stored(voxels))
+    make = block_loader if kind == "blocks" else loader
+    masked = make([replace(volume, nan="mask")])
+    batches = [batch.raw for batch in masked.batches(0, 40)]
+    assert all(raw.isfinite().all() for raw in batches)
+    assert masked.counts.masked > 9 and len({raw.numpy().tobytes() for raw in batches}) > 20
+    again = make([replace(volume, nan="mask")], threads=0)
+    assert all(map(torch.equal, batches, (batch.raw for batch in again.batches(0, 40))))
+    for rule in ("keep", "refuse"):
+        with pytest.raises(NotFiniteError, match=r"NaN or infinite, the first at \("):
+            list(make([replace(volume, nan=rule)]).batches(0, 40))
+
+
+@pytest.mark.parametrize("kind", ["read", "blocks"])
+def test_a_volume_without_numbers_is_no_endless_search(kind):
+    volume = replace(open_volume(np.full((12, 60, 60), np.nan, np.float32)), nan="mask")
+    with pytest.raises(NotFiniteError, match="none of 1000 crops"):
+        next((block_loader if kind == "blocks" else loader)([volume]).batches(0, 1))
 
 
 def test_counts_say_what_was_decoded_and_served(volumes):

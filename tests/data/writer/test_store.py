@@ -166,3 +166,17 @@ def test_neuroglancer_shows_what_was_written(tmp_path, http_server, screenshot):
     assert len(inside) == 256 and (np.diff(inside) == 1).all()
     assert (row[inside[:128], 0] == 170).all() and (row[inside[128:], 0] == 190).all()
     assert abs(inside[128] - len(row) / 2) <= 1  # in the middle, where the voxels were said to be
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, -4.0])
+def test_what_json_cannot_say_is_never_written(tmp_path, number):
+    wrong = [{"voxel_size_nm": (40, number, 4)}]
+    if not -9 < number < 9:
+        wrong.append({"voxel_size_nm": (40, 4, 4), "origin_nm": (0, number, 0)})
+    for where in wrong:
+        with (
+            pytest.raises(ValueError, match="wanted finite numbers"),
+            new_store(tmp_path / "a.zarr") as store,
+        ):
+            store.add_image((2, 3, 4), "uint8", **where)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import em_models
 import numpy as np
 import pytest
 import torch
-from em_data import Box, grey_range, new_store, open_volume
+from em_data import Box, NotFiniteError, grey_range, new_store, open_volume
 from em_train.dense import evaluate as dense_evaluate
 from em_train.dense import predict as dense_predict
 from em_train.dense import report as dense_report
@@ -280,7 +280,7 @@ def test_voxels_that_are_not_finite_get_no_class(run, tmp_path, output):
     voxels[0, 40, 40] = np.nan
     np.save(tmp_path / "v.npy", voxels)
     out = tmp_path / "o.zarr"
-    with pytest.raises(FloatingPointError, match="the volume has voxels that are NaN"):
+    with pytest.raises(NotFiniteError, match=r"v\.npy: 1 of 6,400 voxels .* NaN or infinite"):
         predict(dense_predict.__name__, run, str(tmp_path / "v.npy"), out, outputs=[output])
     assert not out.exists()
 

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from em_data import NotFiniteError, open_volume
 from em_train.catalogue import RECIPES
 from em_train.engine import checkpoint
 from em_train.engine.config import Layer, resolve
@@ -133,3 +135,50 @@ def test_a_new_run_starts_from_the_weights_of_another_and_nothing_else(tmp_path,
 def recipe_parameters(recipe, config):
     """Names of what a recipe trains."""
     return recipe.rehearse(config, torch.device("cpu")).networks.named_parameters()
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A function that gives the configuration of a recipe on a volume with a corner of NaN."""
+
+    def settings(command, **changed):
+        synthetic = open_volume(SMALL[command]["data"]["volumes"][0])
+        voxels = synthetic[:, :, :].astype(np.float32)
+        voxels[:3, :9, :9] = np.nan
+        np.save(tmp_path / "raw.npy", voxels)
+        np.save(tmp_path / "classes.npy", synthetic.labels("classes")[:, :, :])
+        data = {"volumes": [str(tmp_path / "raw.npy")], "memory_gib": 1, **changed}
+        if command == "segment":
+            names = {"membrane": 1, "mitochondria": 2}
+            path = tmp_path / "classes.npy"
+            data["labels"] = [f"{name}={path}@{value}" for name, value in names.items()]
+        engine = {"optim": OPTIM, "run": RUN, "data": data}
+        recipe = RECIPES[command].load()
+        layers = [Layer("small", SMALL[command]), Layer("damaged", engine)]
+        return recipe, resolve(recipe.Config, layers)
+
+    return settings
+
+
+@pytest.mark.parametrize("command", sorted(RECIPES))
+def test_voxels_that_are_no_numbers_are_refused_or_masked(tmp_path, damaged, command, capsys):
+    recipe, config = damaged(command)
+    place = r"raw\.npy: 243 of .* NaN or infinite, the first at \(0, 0, 0\); .*data\.nan=mask"
+    with pytest.raises(NotFiniteError, match=place):
+        recipe.run(config, new_run(tmp_path / "refused", config, command))
+    recipe, config = damaged(command, nan="mask")
+    assert recipe.run(config, new_run(tmp_path / "masked", config, command))
+    assert "of the voxels are NaN or infinite; no sample holds one" in capsys.readouterr().err
+    rows = measured(tmp_path / "masked")
+    assert all(row["skipped"] == 0 for row in rows if "skipped" in row)
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("command", sorted(RECIPES))
+def test_weights_that_are_no_numbers_are_never_written(tmp_path, command):
+    recipe = RECIPES[command].load()
+    engine = {"optim": OPTIM | {"lr": 1e30, "warmup_steps": 0}, "run": RUN}
+    config = resolve(recipe.Config, [Layer("small", SMALL[command]), Layer("engine", engine)])
+    with pytest.raises(FloatingPointError, match=r"lower optim\.lr|look at its weights"):
+        recipe.run(config, new_run(tmp_path / "run", config, command))
+    assert not list((tmp_path / "run").rglob("*.safetensors"))

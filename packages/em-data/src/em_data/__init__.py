@@ -14,6 +14,7 @@ from em_data.errors import (
     DiskFullError,
     ExtraMissingError,
     ForkError,
+    NotFiniteError,
     StoreExistsError,
     VolumeFormatError,
     VolumeNotFoundError,
@@ -21,7 +22,7 @@ from em_data.errors import (
 )
 from em_data.formats.address import open_volume
 from em_data.geometry import Box, tiles
-from em_data.intensity import GreyRange, grey_range
+from em_data.intensity import GreyRange, grey_range, nan_share
 from em_data.labels import Labels, place_labels, place_mask
 from em_data.sampler.block_plan import BlockPlan, plan_blocks
 from em_data.sampler.block_shuffle import BlockSampler, choose_sampler
@@ -53,6 +54,7 @@ __all__ = [
     "Key",
     "Labels",
     "Level",
+    "NotFiniteError",
     "PlaceSampler",
     "Region",
     "Sample",
@@ -73,6 +75,7 @@ __all__ = [
     "describe",
     "grey_range",
     "hold_out",
+    "nan_share",
     "new_store",
     "open_volume",
     "place_labels",

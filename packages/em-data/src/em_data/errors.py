@@ -12,6 +12,11 @@ class VolumeFormatError(ValueError):
     """Something is there, but not a volume that can be understood. Raised by `open_volume`."""
 
 
+class NotFiniteError(ValueError):
+    """Voxels are NaN or infinite where numbers are needed. Raised when voxels are read, by a volume
+    that refuses them and by `Loader`."""
+
+
 class VolumeReadError(OSError):
     """What is there cannot be fetched or decoded. Raised by `open_volume` for metadata on a server
     that cannot be reached or refuses, and when voxels are read."""

@@ -7,12 +7,13 @@ few chunks are decoded.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from em_data.geometry import Box, int3
+from em_data.geometry import Box, int3, tiles
 from em_data.volume import Volume
 
 BOXES = 48
@@ -44,7 +45,9 @@ class GreyRange:
         >>> GreyRange(100, 200).unit(np.array([50, 100, 150], np.uint8)).tolist()
         [0.0, 0.0, 0.5]
         """
-        return np.clip(voxels.astype(np.float32) * self.scale + self.shift, 0, 1)
+        found = np.clip(voxels.astype(np.float32) * self.scale + self.shift, 0, 1)
+        # What is no number is shown as black, like the slices that a microscope has lost.
+        return np.nan_to_num(found, copy=False) if voxels.dtype.kind == "f" else found
 
 
 def grey_range(volume: Volume) -> GreyRange:
@@ -62,6 +65,23 @@ def grey_range(volume: Volume) -> GreyRange:
         return GreyRange(0.0, 1.0)
     low, high = _percentiles(values, [OUTSIDE_PERCENT, 100 - OUTSIDE_PERCENT])
     return GreyRange(low, high if high > low else low + 1)
+
+
+def nan_share(volume: Volume) -> float:
+    """Share of the voxels that are NaN or infinite: of all in memory, else of those that tell the range.
+
+    >>> from em_data import open_volume
+    >>> nan_share(open_volume(np.array([[[1, 2, 3, np.nan]]], np.float32)))
+    0.25
+    """
+    if volume.dtype.kind != "f":
+        return 0.0
+    boxes = _boxes(volume)
+    if isinstance(volume.array, np.ndarray):
+        boxes = list(tiles(volume.shape, (1, *volume.shape[1:])))
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        finite = pool.map(lambda box: np.count_nonzero(np.isfinite(volume.read(box))), boxes)
+        return 1 - sum(finite) / sum(math.prod(box.size_vx) for box in boxes)
 
 
 def _percentiles(values: np.ndarray, percents: list[float]) -> list[float]:

@@ -6,6 +6,7 @@ may cover a part of it; a mask may have any voxel size: the voxel nearest to a p
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,8 @@ from em_data.errors import VolumeFormatError
 from em_data.geometry import Box, Float3, Int3, float3, int3, intersect, shifted, span
 from em_data.volume import Volume
 
-SAME_SIZE = 1e-3  # relative difference of voxel sizes that is rounding
+SAME_SIZE = 1e-3  # relative difference of voxel sizes that may be rounding
+DRIFT_VX = 0.5  # and how far apart the two grids may end where both do: still the same voxels
 ON_GRID_VX = 0.05  # distance from the grid of voxels that is rounding
 
 
@@ -41,9 +43,13 @@ class PlacedVolume:
         """The raw voxels that it says something about."""
         low, high = [], []
         for axis, (raw, own) in enumerate(zip(self.raw_shape, self.volume.shape, strict=True)):
-            index = self.nearest(axis, 0, raw)
-            low.append(int(np.searchsorted(index, 0)))
-            high.append(int(np.searchsorted(index, own)))
+
+            def nearest(place: int, axis: int = axis) -> int:
+                return int(self.nearest(axis, place, place + 1)[0])
+
+            # Not by counting through, since a damaged file may declare any size.
+            low.append(bisect_left(range(raw), 0, key=nearest))
+            high.append(bisect_left(range(raw), own, key=nearest))
         return span(low, high) if all(o < h for o, h in zip(low, high, strict=True)) else None
 
     def own_box(self, box: Box) -> Box:
@@ -125,11 +131,13 @@ def place_labels(
             )
         layer = _place(raw, volume, f"labels {name!r}")
         for axis, step, start in zip("zyx", layer.step, layer.start, strict=True):
-            if abs(step - 1) > SAME_SIZE:
+            if step != 1:
+                n = _shared(raw, volume)["zyx".index(axis)]
                 raise VolumeFormatError(
                     f"labels {name!r} ({volume.source}) have voxels of {_nm(volume)}, "
-                    f"{raw.source} has {_nm(raw)}; resample the labels, or open the level of the raw "
-                    "volume that fits them (at_nm)"
+                    f"{raw.source} has {_nm(raw)}, which is {abs(step - 1) * n:.3g} voxels apart after "
+                    f"{n} on {axis}; resample the labels, mend the voxel size that is wrong "
+                    "(voxel_size_nm), or open the level of the raw volume that fits them (at_nm)"
                 )
             if abs(start - round(start)) > ON_GRID_VX:
                 raise VolumeFormatError(
@@ -176,9 +184,17 @@ def _place(raw: Volume, volume: Volume, name: str) -> PlacedVolume:
         )
     sizes = list(zip(raw.voxel_size_nm, volume.voxel_size_nm, strict=True))
     from_nm = zip(raw.origin_nm, volume.origin_nm, sizes, strict=True)
-    step = [1.0 if abs(r / s - 1) <= SAME_SIZE else r / s for r, s in sizes]
+    step = [
+        1.0 if abs(r / s - 1) <= min(SAME_SIZE, DRIFT_VX / n) else r / s
+        for (r, s), n in zip(sizes, _shared(raw, volume), strict=True)
+    ]
     start = [(ours - theirs) / size for ours, theirs, (_, size) in from_nm]
     return PlacedVolume(volume, raw.shape, float3(step), float3(start))
+
+
+def _shared(raw: Volume, volume: Volume) -> Int3:
+    """The most voxels along each axis that two volumes of one voxel size can have in common."""
+    return int3([min(pair) for pair in zip(raw.shape, volume.shape, strict=True)])
 
 
 def _overlapping(raw: Volume, layer: PlacedVolume, name: str) -> PlacedVolume:

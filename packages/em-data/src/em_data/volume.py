@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from em_data.errors import BoxError, ForkError, VolumeFormatError, VolumeReadError
+from em_data.errors import BoxError, ForkError, NotFiniteError, VolumeFormatError, VolumeReadError
 from em_data.geometry import Box, Float3, Int3, check_inside, int3
+
+# What is done about voxels that are NaN or infinite: given as they are, refused when they are read,
+# or given and left out of every sample of a `Loader`.
+Nan = Literal["keep", "refuse", "mask"]
+LONGEST = 2**62  # voxels of a side: what can still be counted in 64 bits
 
 
 class Array(Protocol):
@@ -56,6 +61,7 @@ class Volume:
     origin_nm: Float3 = (0.0, 0.0, 0.0)  # centre of voxel (0, 0, 0)
     levels: tuple[Level, ...] = ()
     level: int = 0
+    nan: Nan = "keep"
     label_names: tuple[str, ...] = ()
     open_label: Callable[[str], Volume] | None = field(default=None, repr=False, compare=False)
 
@@ -110,7 +116,7 @@ class Volume:
         read_into = getattr(self.array, "read_into", None) if out is not None else None
         try:
             voxels = np.asarray(read_into(box, out) if read_into else self.array[box.slices])
-        except (ForkError, MemoryError):
+        except (ForkError, NotFiniteError, MemoryError):
             raise
         except Exception as error:  # every decoder has errors of its own
             where = f"{self.source}: voxels {box.size_vx} at {box.origin_vx} cannot be read"
@@ -120,7 +126,10 @@ class Volume:
                 f"{where} ({type(error).__name__}: {error}); the file is damaged or truncated "
                 "there, restore it or leave that region out"
             ) from error
-        return voxels.astype(self.dtype, copy=False)
+        voxels = voxels.astype(self.dtype, copy=False)
+        if self.nan == "refuse":
+            check_finite(voxels, self.source, box.origin_vx)
+        return voxels
 
     def box_nm(self, origin_nm: Sequence[float], size_nm: Sequence[float]) -> Box:
         """The box of voxels nearest to a physical box.
@@ -175,6 +184,19 @@ class Volume:
         return self.open_label(name)
 
 
+def check_finite(voxels: np.ndarray, source: str, origin_vx: Int3) -> None:
+    """Refuse voxels of `source`, the first of them at `origin_vx`, some of which are no numbers."""
+    if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
+        return
+    first = np.unravel_index(int(finite.argmin()), voxels.shape)
+    place = tuple(int(o + i) for o, i in zip(origin_vx, first, strict=True))
+    raise NotFiniteError(
+        f"{source}: {finite.size - np.count_nonzero(finite):,} of {finite.size:,} voxels that were read "
+        f"are NaN or infinite, the first at {place}; mend them in the file (numpy.nan_to_num), or train "
+        "with --set data.nan=mask, which leaves them out"
+    )
+
+
 def as_volume(array: Array, source: str, format: str) -> Volume:
     """A volume of an array along (z, y, x), refused when it holds no voxels that are numbers."""
     dtype = np.dtype(array.dtype)
@@ -183,6 +205,9 @@ def as_volume(array: Array, source: str, format: str) -> Volume:
             f"{source} holds {dtype} of shape {tuple(array.shape)}; "
             "wanted real numbers along three axes (z, y, x)"
         )
-    if math.prod(array.shape) == 0:
-        raise VolumeFormatError(f"{source} is empty: its shape is {tuple(array.shape)}")
+    if not all(0 < n < LONGEST for n in array.shape):
+        raise VolumeFormatError(
+            f"{source} is empty or damaged: its shape is given as {tuple(array.shape)}; wanted sides "
+            "of at least 1: write it again"
+        )
     return Volume(array=array, source=source, format=format)

@@ -25,13 +25,14 @@ import numpy as np
 
 from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats import n5, precomputed, remote
-from em_data.formats.axes import Wanted, check_choice, voxel_size
+from em_data.formats.axes import Gaps, Wanted, check_choice, first_voxel, voxel_size
 from em_data.formats.hdf5 import open_hdf5
 from em_data.formats.location import Place
+from em_data.formats.metadata import understood
 from em_data.formats.npy import open_npy
 from em_data.formats.ome_zarr import MARKERS, open_zarr
 from em_data.formats.slices import PNG_START, open_slices, open_tiff, slice_files
-from em_data.geometry import Float3, float3
+from em_data.geometry import Float3
 from em_data.synthetic.volume import SYNTHETIC, open_synthetic
 from em_data.volume import Volume, as_volume
 
@@ -49,6 +50,7 @@ def open_volume(
     time: int | None = None,
     voxel_size_nm: Float3 | None = None,
     origin_nm: Float3 | None = None,
+    gaps: Gaps = "refuse",
 ) -> Volume:
     """Open a volume lazily, whatever its format.
 
@@ -60,22 +62,25 @@ def open_volume(
         time: which time point, likewise.
         voxel_size_nm: voxel size, for files that do not say; it overrides what the file says.
         origin_nm: position of the centre of voxel (0, 0, 0), likewise.
+        gaps: what to do where the numbers of slices in a folder leave a gap: refuse it, or close it,
+            so that the slices follow each other.
 
     >>> volume = open_volume(np.zeros((4, 8, 8), np.uint8), voxel_size_nm=(40, 4, 4))
     >>> volume.shape, int(volume[1:3, 0:2, 0:2].sum())
     ((4, 8, 8), 0)
     """
-    wanted = Wanted(None if at_nm is None else voxel_size("at_nm", at_nm), channel, time)
+    wanted = Wanted(None if at_nm is None else voxel_size("at_nm", at_nm), channel, time, gaps)
     if isinstance(source, np.ndarray):
         native = source.astype(source.dtype.newbyteorder("="), copy=False)
         volume = as_volume(native, "array in memory", "numpy")
         check_choice(volume.source, "zyx", wanted)
     else:
-        volume = _open_address(str(source), wanted)
+        with understood(str(source)):
+            volume = _open_address(str(source), wanted)
     if voxel_size_nm is not None:
         volume = replace(volume, voxel_size_nm=voxel_size("voxel_size_nm", voxel_size_nm))
     if origin_nm is not None:
-        volume = replace(volume, origin_nm=float3(origin_nm))
+        volume = replace(volume, origin_nm=first_voxel("origin_nm", origin_nm))
     return volume
 
 
@@ -106,6 +111,8 @@ def _open_address(address: str, wanted: Wanted) -> Volume:
         )
     if path.is_file():
         return _open_file(path, dataset if separator else None, wanted)
+    if not path.is_dir():
+        raise VolumeFormatError(f"{path} is a pipe or a device; wanted {KNOWN}")
     return _open_folder(Place(name), wanted)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 from em_data.errors import VolumeFormatError
 from em_data.geometry import NANOMETRES, Float3, Int3, float3
@@ -22,12 +23,17 @@ UNITS_NM: dict[str, float] = NANOMETRES | {
 }
 
 
+# Numbered slices of which some are missing: refused, or taken as if the others followed each other.
+Gaps = Literal["refuse", "close"]
+
+
 class Wanted(NamedTuple):
     """What the caller of `open_volume` asks for."""
 
     at_nm: Float3 | None = None
     channel: int | str | None = None
     time: int | None = None
+    gaps: Gaps = "refuse"
 
 
 @dataclass(frozen=True)
@@ -165,13 +171,31 @@ def units_nm(source: str, units: Sequence[str | None]) -> list[float] | None:
 
 def voxel_size(source: str, size_nm: Sequence[float]) -> Float3:
     """A voxel size that was read from a file, refused when it is not positive and finite."""
-    if not all(math.isfinite(s) and s > 0 for s in size_nm) or len(size_nm) != 3:
+    if len(size_nm) != 3 or not all(_is_number(s) and s > 0 for s in size_nm):
         raise VolumeFormatError(
-            f"{source}: its metadata gives the voxel size {tuple(size_nm)} nm; wanted three numbers "
-            "above 0: repair the metadata"
+            f"{source}: the voxel size is given as {_shown(size_nm)} nm; wanted three finite numbers "
+            "above 0: repair the metadata, or give voxel_size_nm when opening it"
         )
     # Units multiply out to numbers such as 4.000000000000001.
     return float3([float(f"{s:.12g}") for s in size_nm])
+
+
+def first_voxel(source: str, origin_nm: Sequence[float]) -> Float3:
+    """The place of the first voxel that was read from a file, refused when it is not finite."""
+    if len(origin_nm) != 3 or not all(map(_is_number, origin_nm)):
+        raise VolumeFormatError(
+            f"{source}: its origin is given as {_shown(origin_nm)} nm; wanted three finite numbers: "
+            "repair the metadata, or give origin_nm when opening it"
+        )
+    return float3(origin_nm)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(values: Sequence[object]) -> str:
+    return f"({', '.join(str(value)[:40] for value in values)})"
 
 
 def nearest_level(source: str, levels: Sequence[Level], at_nm: Float3 | None) -> int:

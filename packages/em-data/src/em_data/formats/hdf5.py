@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from em_data.errors import VolumeFormatError, VolumeNotFoundError
-from em_data.formats.axes import Wanted, pick_axes, voxel_size
+from em_data.formats.axes import Wanted, first_voxel, pick_axes, voxel_size
+from em_data.formats.metadata import understood
 from em_data.formats.npy import PerProcess
 from em_data.formats.optional import import_extra
-from em_data.geometry import Float3, float3
+from em_data.geometry import Float3
 from em_data.volume import Volume, as_volume
 
 LISTED = 20  # datasets named in a message at most
@@ -43,17 +44,19 @@ def open_hdf5(path: Path, dataset: str | None, wanted: Wanted) -> Volume:
         (dataset,) = names
     name = dataset.strip("/")
     source = f"{path}::{name}"
-    stored = opened.get(name)
+    with understood(source):  # links of HDF5 may lead in a circle, or to files that are not there
+        stored = opened.get(name)
     if stored is None:
         raise VolumeNotFoundError(f"{path} has no {name!r}; it holds {_listed(names, path)}")
     if not isinstance(stored, h5py.Dataset):
         raise VolumeFormatError(f"{source} is a group; {path} holds {_listed(names, path)}")
     shape = stored.shape or ()
     array = HDF5Array(file, name, shape, stored.dtype, stored.chunks, _compression(stored))
-    attributes = dict(stored.attrs)
-    axes = _axes(attributes, len(shape), source)
+    with understood(f"{source}: one of its attributes"):
+        attributes = dict(stored.attrs)
+        axes = _axes(attributes, len(shape), source)
+        size, origin = _size(source, attributes)
     volume = as_volume(pick_axes(array, axes, source, wanted), source, "HDF5")
-    size, origin = _size(source, attributes)
     return replace(volume, voxel_size_nm=size, origin_nm=origin)
 
 
@@ -132,5 +135,5 @@ def _size(source: str, attributes: Mapping[str, Any]) -> tuple[Float3 | None, Fl
             size = voxel_size(source, [float(n) * unit_nm for n in numbers])
             offset = np.asarray(attributes.get("offset", ()))
             placed = name == "resolution" and offset.shape == (3,)
-            return size, float3(offset.tolist()) if placed else (0.0, 0.0, 0.0)
+            return size, first_voxel(source, offset.tolist()) if placed else (0.0, 0.0, 0.0)
     return None, (0.0, 0.0, 0.0)

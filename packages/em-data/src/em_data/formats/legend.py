@@ -15,6 +15,7 @@ import zarr
 
 from em_data.formats import precomputed, remote
 from em_data.formats.location import Place
+from em_data.formats.metadata import understood
 from em_data.formats.ome_zarr import MARKERS
 from em_data.geometry import Int3, int3
 
@@ -37,6 +38,11 @@ class Legend:
 
 def read_legend(address: str) -> Legend:
     """The legend of the volume at an address; an empty one where it says nothing."""
+    with understood(f"{address}: what it says about its channels or classes"):
+        return _legend(address)
+
+
+def _legend(address: str) -> Legend:
     if address.startswith(precomputed.SCHEME) or (Path(address) / "info").is_file():
         url = precomputed.key_value_url(address.removeprefix(precomputed.SCHEME))
         info = precomputed.read_json(url, "info") or {}

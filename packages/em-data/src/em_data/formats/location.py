@@ -68,11 +68,20 @@ class CheckedStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> CheckedStore:
         return type(self)(store, self.address)
 
+    def _check_kind(self, key: str) -> None:
+        """Refuse a pipe or a device in place of a file, which would never answer or never end."""
+        path = Path(self.address) / key
+        if not remote.is_remote(self.address) and path.exists() and not path.is_file():
+            raise VolumeReadError(
+                f"{path} is a folder, a pipe or a device; wanted a file: restore it, or delete it"
+            )
+
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """What the file `key` holds, None where there is none: the voxels are the fill value."""
         is_metadata = key.endswith(METADATA)
+        self._check_kind(key)
         try:
             value = await self._store.get(key, prototype, byte_range)
         except Exception as error:

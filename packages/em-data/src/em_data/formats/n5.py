@@ -14,9 +14,17 @@ from dataclasses import replace
 from typing import Any
 
 from em_data.errors import VolumeFormatError, VolumeNotFoundError
-from em_data.formats.axes import Wanted, nearest_level, pick_axes, units_nm, voxel_size
+from em_data.formats.axes import (
+    Wanted,
+    first_voxel,
+    nearest_level,
+    pick_axes,
+    units_nm,
+    voxel_size,
+)
+from em_data.formats.metadata import understood
 from em_data.formats.precomputed import key_value_url, read_json, tensorstore_array
-from em_data.geometry import Float3, float3, int3
+from em_data.geometry import Float3, int3
 from em_data.volume import Level, Volume, as_volume
 
 SCHEME = "n5://"
@@ -38,11 +46,13 @@ def open_n5(address: str, wanted: Wanted) -> Volume:
             datasets.append((f"s{number}", attributes))
     if not datasets:
         if group is None:
-            raise VolumeNotFoundError(f"no N5 dataset at {url}: it has no {ATTRIBUTES}")
+            raise VolumeNotFoundError(
+                f"no N5 dataset at {url}: it has no {ATTRIBUTES}; check the address"
+            )
         raise VolumeFormatError(
             f"{url} is an N5 group without the levels s0, s1, …; name a dataset in it"
         )
-    try:
+    with understood(f"{url}{ATTRIBUTES}"):
         axes = _axes(url, datasets[0][1])
         found = [_level(url, name, a, axes, group or {}, i) for i, (name, a) in enumerate(datasets)]
         levels = tuple(level for level, _ in found)
@@ -51,12 +61,6 @@ def open_n5(address: str, wanted: Wanted) -> Volume:
         compression = attributes.get("compression", {"type": "raw"})
         codec = compression["cname"] if compression["type"] == "blosc" else ""
         codec = f"{compression['type']} {codec}".strip()
-    except VolumeFormatError:
-        raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise VolumeFormatError(
-            f"{url}: its attributes are not understood ({type(error).__name__}: {error}); repair them"
-        ) from error
     array = tensorstore_array({"driver": "n5", "kvstore": f"{url}{name}".rstrip("/") + "/"}, codec)
     return replace(
         as_volume(pick_axes(array, axes, address, wanted), address, "N5"),
@@ -103,7 +107,7 @@ def _transform(url: str, attributes: Mapping[str, Any]) -> tuple[Float3, Float3]
     nm = units_nm(url, [stated["units"][i] for i in place]) or [1.0] * 3
     size = [stated["scale"][i] * u for i, u in zip(place, nm, strict=True)]
     origin = [stated["translate"][i] * u for i, u in zip(place, nm, strict=True)]
-    return voxel_size(url, size), float3(origin)
+    return voxel_size(url, size), first_voxel(url, origin)
 
 
 def _scaled(
@@ -127,7 +131,7 @@ def _scaled(
     size = [b * f for b, f in zip(base, factors[::-1], strict=True)]
     # A coarse voxel is centred on the fine ones that it averages.
     origin = [b * (f - 1) / 2 for b, f in zip(base, factors[::-1], strict=True)]
-    return voxel_size(url, size), float3(origin)
+    return voxel_size(url, size), first_voxel(url, origin)
 
 
 def _base(url: str, attributes: Mapping[str, Any], axes: Sequence[str]) -> list[float] | None:

@@ -78,8 +78,9 @@ def open_npy(path: Path) -> Volume:
     """The array in a `.npy` file."""
     try:
         array = mapped_array(partial(np.load, path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy parses the header as Python and maps what that declares
         raise VolumeFormatError(
-            f"{path} cannot be read as .npy ({error}); it may be truncated or of another format"
+            f"{path} cannot be read as .npy ({type(error).__name__}: {error}); it is truncated, "
+            "damaged or of another format: copy or write it again"
         ) from error
     return as_volume(array, str(path), "npy")

@@ -7,6 +7,7 @@ https://ngff.openmicroscopy.org.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,20 +22,23 @@ from em_data.formats.axes import (
     Wanted,
     check_axes,
     check_choice,
+    first_voxel,
     nearest_level,
     pick_axes,
     units_nm,
     voxel_size,
 )
 from em_data.formats.location import Place
+from em_data.formats.metadata import below, listed, understood
 from em_data.formats.zarr_chunks import ChunkReader, chunk_reader
-from em_data.geometry import Box, Float3, float3, int3
+from em_data.geometry import Box, Float3, int3
 from em_data.volume import Array, Level, Volume, as_volume
 
 MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 # In flight at once, in the whole process: zarr-python's own limit of 10 leaves a server that is 30 ms
 # away idle for most of the time.
 REQUESTS = 64
+LARGEST_CHUNK = 2**40  # bytes: memory for a whole chunk is taken before one is decoded
 
 
 def open_zarr(place: Place, markers: set[str], wanted: Wanted) -> Volume:
@@ -73,9 +77,21 @@ def _open_node(place: Place, zarr_format: int, path: str = "") -> zarr.Array | z
             f"({type(error).__name__}: {error}); wanted an OME-Zarr image or a zarr array"
         ) from error
     if isinstance(node, zarr.Array):
+        _check_chunks(node, f"{place.address}/{path}".rstrip("/"))
         outermost = node.metadata.codecs[-1:] if zarr_format == 3 else node.compressors  # type: ignore[union-attr]
         store.blosc = [_codec_name(codec).partition(" ")[0] for codec in outermost] == ["blosc"]
     return node
+
+
+def _check_chunks(array: zarr.Array, where: str) -> None:
+    """Refuse what zarr-python lets pass: chunks without voxels, or larger than any memory."""
+    chunk = array.chunks
+    size = math.prod(chunk) * array.dtype.itemsize
+    if min(chunk, default=1) < 1 or size > LARGEST_CHUNK:
+        raise VolumeFormatError(
+            f"{where}: its metadata give chunks of {tuple(chunk)} voxels; wanted at least 1 along "
+            f"every axis and at most {LARGEST_CHUNK >> 40} TiB: repair the metadata"
+        )
 
 
 @dataclass(frozen=True)
@@ -191,17 +207,13 @@ def _open_image(place: Place, group: zarr.Group, wanted: Wanted) -> Volume:
     attributes = attributes.get("ome", attributes)
     if not isinstance(attributes, Mapping) or not attributes.get("multiscales"):
         raise VolumeFormatError(_no_image(place, group, attributes))
-    multiscale = attributes["multiscales"][0]
-    try:
+    here = f"{place.address}: its 'multiscales' metadata (OME-NGFF {version})"
+    with understood(here):
+        multiscale = listed(here, attributes["multiscales"])[0]
         axes, unit_nm = _axes(place, multiscale)
-        datasets = list(multiscale["datasets"])
+        datasets = listed(f"{here}: 'datasets'", multiscale["datasets"])
         found = [_level(place, group, multiscale, d, axes, unit_nm) for d in datasets]
         channels = [str(c["label"]) for c in (attributes.get("omero") or {}).get("channels", ())]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise VolumeFormatError(
-            f"{place.address}: its 'multiscales' metadata is not OME-NGFF {version} "
-            f"({type(error).__name__}: {error}); repair it"
-        ) from error
     levels = tuple(level for level, _ in found)
     chosen = nearest_level(place.address, levels, wanted.at_nm)
     level, origin_nm = found[chosen]
@@ -214,23 +226,28 @@ def _open_image(place: Place, group: zarr.Group, wanted: Wanted) -> Volume:
         origin_nm=origin_nm,
         levels=levels,
         level=chosen,
-        label_names=_label_names(group),
+        label_names=_label_names(place, group),
         open_label=partial(_open_label, place, wanted),
     )
 
 
-def _label_names(group: zarr.Group) -> tuple[str, ...]:
-    try:
+def _label_names(place: Place, group: zarr.Group) -> tuple[str, ...]:
+    here = f"{place.address}/labels: its list of labels"
+    with understood(here):
+        if "labels" not in group:
+            return ()
         stored: dict[str, Any] = dict(group["labels"].attrs)
-    except KeyError:
-        return ()
-    return tuple(stored.get("ome", stored).get("labels", ()))
+        names = stored.get("ome", stored).get("labels", ())
+        return (
+            tuple(below(f"{here}: a name", name) for name in listed(here, names)) if names else ()
+        )
 
 
 def _open_label(place: Place, wanted: Wanted, name: str) -> Volume:
     label = place / "labels" / name
     # A label image usually has no channels, whatever the raw volume has.
-    return open_zarr(label, label.found(MARKERS), wanted._replace(channel=None))
+    with understood(label.address):
+        return open_zarr(label, label.found(MARKERS), wanted._replace(channel=None))
 
 
 def _no_image(place: Place, group: zarr.Group, attributes: Mapping[str, Any]) -> str:
@@ -260,7 +277,7 @@ def _no_image(place: Place, group: zarr.Group, attributes: Mapping[str, Any]) ->
 def _axes(place: Place, multiscale: Mapping[str, Any]) -> tuple[list[str], list[float] | None]:
     """Names of all axes, and nanometres per unit of the spatial ones."""
     # OME-NGFF 0.3 has names without units.
-    axes = [a if isinstance(a, Mapping) else {"name": a} for a in multiscale.get("axes", ())]
+    axes = [a if isinstance(a, Mapping) else {"name": a} for a in multiscale.get("axes") or ()]
     names = [str(axis["name"]) for axis in axes]
     check_axes(place.address, names)
     return names, units_nm(place.address, [a.get("unit") for a in axes if a["name"] in "zyx"])
@@ -275,7 +292,7 @@ def _level(
     unit_nm: list[float] | None,
 ) -> tuple[Level, Float3]:
     """One resolution with the position of its first voxel, in nanometres."""
-    name = str(dataset["path"])
+    name = below(f"{place.address}: the path of a level", dataset["path"])
     try:
         shape: tuple[int, ...] = group[name].shape  # type: ignore[union-attr]
     except (KeyError, ValueError, AttributeError) as error:
@@ -293,8 +310,8 @@ def _level(
     # Transformations of a dataset come first, those of the whole image are applied to the result.
     scaled, scale, translation = False, [1.0] * len(axes), [0.0] * len(axes)
     for step in (
-        *dataset.get("coordinateTransformations", ()),
-        *multiscale.get("coordinateTransformations", ()),
+        *(dataset.get("coordinateTransformations") or ()),
+        *(multiscale.get("coordinateTransformations") or ()),
     ):
         kind = step["type"]
         if kind not in ("scale", "translation", "identity") or len(step.get(kind, axes)) != len(
@@ -313,5 +330,6 @@ def _level(
     if unit_nm is None or not scaled:  # without a unit a scale says nothing in nanometres
         return Level(name, shape_vx, None), (0.0, 0.0, 0.0)
     size_nm = [scale[i] * u for i, u in zip(spatial, unit_nm, strict=True)]
-    origin_nm = float3([translation[i] * u for i, u in zip(spatial, unit_nm, strict=True)])
-    return Level(name, shape_vx, voxel_size(place.address, size_nm)), origin_nm
+    origin_nm = [translation[i] * u for i, u in zip(spatial, unit_nm, strict=True)]
+    here = f"{place.address}, level {name!r}"
+    return Level(name, shape_vx, voxel_size(here, size_nm)), first_voxel(here, origin_nm)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from em_data.errors import VolumeFormatError, VolumeNotFoundError, VolumeReadError
-from em_data.formats.axes import Wanted, nearest_level, pick_axes, voxel_size
+from em_data.formats.axes import Wanted, first_voxel, nearest_level, pick_axes, voxel_size
+from em_data.formats.metadata import below, listed, understood
 from em_data.formats.npy import PerProcess
 from em_data.formats.optional import ForkGuard, import_extra
-from em_data.geometry import Float3, float3, int3
+from em_data.geometry import Float3, int3
 from em_data.volume import Level, Volume, as_volume
 
 SCHEME = "precomputed://"
@@ -47,6 +48,11 @@ def read_json(url: str, name: str) -> dict[str, Any] | None:
     """The JSON file `name` at `url`, None where there is none."""
     tensorstore = import_extra("tensorstore", "tensorstore", "precomputed and N5 volumes")
     GUARD.enter()
+    local = Path(f"{url.removeprefix('file://')}{name}") if url.startswith("file://") else None
+    if local is not None and local.exists() and not local.is_file():
+        raise VolumeFormatError(
+            f"{local} is a folder, a pipe or a device; wanted a file: restore it"
+        )
     try:
         answer = tensorstore.KvStore.open(url, context=tensorstore.Context(CONTEXT)).result()
         answer = answer.read(name).result()
@@ -59,7 +65,7 @@ def read_json(url: str, name: str) -> dict[str, Any] | None:
         return None
     try:
         described = json.loads(answer.value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VolumeFormatError(f"{url}{name} is no JSON ({error}); restore it") from error
     if not isinstance(described, dict):
         raise VolumeFormatError(f"{url}{name} holds {type(described).__name__}; wanted an object")
@@ -123,22 +129,18 @@ def open_precomputed(address: str, wanted: Wanted) -> Volume:
     url = key_value_url(address)
     info = read_json(url, "info")
     if info is None:
-        raise VolumeNotFoundError(f"no precomputed volume at {url}: it has no file 'info'")
-    try:
+        raise VolumeNotFoundError(
+            f"no precomputed volume at {url}: it has no file 'info'; check the address"
+        )
+    with understood(f"{url}info"):
         if info.get("@type", "neuroglancer_multiscale_volume") != "neuroglancer_multiscale_volume":
             raise VolumeFormatError(f"{url}info is of type {info['@type']}; wanted a volume")
-        scales = list(info["scales"])
+        scales = listed(f"{url}info: 'scales'", info["scales"])
         base = scales[0]["resolution"][::-1]
         levels = tuple(_level(url, scale) for scale in scales)
         chosen = nearest_level(address, levels, wanted.at_nm)
-        origin = _origin(scales[chosen], base)
+        origin = _origin(url, scales[chosen], base)
         compression = str(scales[chosen]["encoding"])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        if isinstance(error, VolumeFormatError):
-            raise
-        raise VolumeFormatError(
-            f"{url}info does not describe a volume ({type(error).__name__}: {error}); repair it"
-        ) from error
     spec = {"driver": "neuroglancer_precomputed", "kvstore": url, "scale_index": chosen}
     array = pick_axes(tensorstore_array(spec, compression), "czyx", address, wanted)
     return replace(
@@ -152,10 +154,12 @@ def open_precomputed(address: str, wanted: Wanted) -> Volume:
 
 def _level(url: str, scale: Mapping[str, Any]) -> Level:
     size = voxel_size(f"{url}info", [float(r) for r in scale["resolution"][::-1]])
-    return Level(str(scale["key"]), int3(scale["size"][::-1]), size)
+    key = below(f"{url}info: the key of a scale", scale["key"])
+    return Level(key, int3(scale["size"][::-1]), size)
 
 
-def _origin(scale: Mapping[str, Any], base: Sequence[float]) -> Float3:
+def _origin(url: str, scale: Mapping[str, Any], base: Sequence[float]) -> Float3:
     offset = scale.get("voxel_offset", (0, 0, 0))[::-1]
     size = scale["resolution"][::-1]
-    return float3([(o + 0.5) * s - 0.5 * b for o, s, b in zip(offset, size, base, strict=True)])
+    corner = [(o + 0.5) * s - 0.5 * b for o, s, b in zip(offset, size, base, strict=True)]
+    return first_voxel(f"{url}info", corner)

@@ -1,13 +1,15 @@
 """Volumes as slices: a multi-page TIFF, or a folder of TIFF or PNG files.
 
 Only what a box touches is decoded: whole slices of PNG, single strips or tiles of TIFF. A TIFF that
-lies in one piece is mapped. Voxel sizes are read from ImageJ's and OME's metadata; the resolution
+lies in one piece is mapped. Slices whose numbers leave a gap are refused, unless they are to follow each
+other. Voxel sizes are read from ImageJ's and OME's metadata; the resolution
 tags of TIFF and PNG alone are for printing, and say nothing of the distance of slices.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
@@ -21,12 +23,14 @@ import numpy as np
 
 from em_data.errors import ExtraMissingError, VolumeFormatError, VolumeReadError
 from em_data.formats.axes import UNITS_NM, Wanted, pick_axes, voxel_size
+from em_data.formats.grey import grey_table, shown
 from em_data.formats.npy import PerProcess, mapped_array
 from em_data.formats.optional import import_extra
 from em_data.geometry import Float3
 from em_data.volume import Array, Volume, as_volume
 
 TIFF, PNG = {".tif", ".tiff"}, {".png"}
+MOST_PACKED = 1100  # bytes that one byte of deflate can stand for, https://zlib.net/zlib_tech.html
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -58,7 +62,8 @@ def _open_tiff(path: Path) -> Any:
 
 def _damaged_tiff(path: Path, error: Exception) -> VolumeFormatError:
     return VolumeFormatError(
-        f"{path} cannot be read as TIFF ({type(error).__name__}: {error}); it may be truncated"
+        f"{path} cannot be read as TIFF ({type(error).__name__}: {error}); it is truncated or damaged: "
+        "copy or write it again"
     )
 
 
@@ -77,9 +82,10 @@ def _tiff_array(path: Path, file: PerProcess[Any], series: Any) -> Array:
     shape = (1, *series.shape) if one else tuple(series.shape)
     if series.dataoffset is not None:
         dtype = series.dtype.newbyteorder(file.get().byteorder)
-        return mapped_array(
+        mapped = mapped_array(
             partial(np.memmap, path, dtype, "r", offset=series.dataoffset, shape=shape)
         )
+        return shown(path, mapped, series.keyframe)
     _check_pages(file.get())
     page = series.keyframe
     if page.imagedepth != 1 or page.axes.strip("YXS") or any(p is None for p in series.pages):
@@ -87,13 +93,14 @@ def _tiff_array(path: Path, file: PerProcess[Any], series: Any) -> Array:
             f"{path} has pages along {page.axes} or lacks some of them; wanted pages (y, x): "
             "write it anew as one slice per page"
         )
-    return TiffPages(
+    pages = TiffPages(
         file,
         shape,
         np.dtype(series.dtype),
         (1,) * (len(shape) - len(page.shape)) + _chunk(page),
         None if page.compression == 1 else page.compression.name.lower(),
     )
+    return shown(path, pages, page)
 
 
 def _check_pages(file: Any) -> None:
@@ -236,6 +243,32 @@ def _natural(part: str) -> tuple[int, str]:
     return (int(part), "") if part.isdigit() else (-1, part)
 
 
+def _check_gaps(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse slices of which some are missing, by the one number in which their names differ."""
+    numbers = _numbers(files)
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    step = math.gcd(*steps)  # every fifth slice may be there on purpose
+    gaps = [at for at, wide in enumerate(steps) if wide > step]
+    if gaps:
+        at = gaps[0]
+        missing = sum(steps[gap] // step - 1 for gap in gaps)
+        more = f", the first of {len(gaps)} gaps" if len(gaps) > 1 else ""
+        raise VolumeFormatError(
+            f"{folder}: {missing} of {len(files) + missing} slices are missing, between "
+            f"{files[at].name} and {files[at + 1].name}{more}; restore them, or let the slices follow "
+            "each other with gaps='close' (emtrain: --set data.gaps=close)"
+        )
+
+
+def _numbers(files: Sequence[Path]) -> list[int]:
+    """The rising numbers of slices; none where names differ in more than one number, or in letters."""
+    parts = [re.split(r"([0-9]+)", path.name) for path in files]
+    differ = [len(set(column)) > 1 for column in itertools.zip_longest(*parts)]
+    if differ.count(True) != 1 or differ.index(True) % 2 == 0:
+        return []
+    return [int(part[differ.index(True)]) for part in parts]
+
+
 def open_slices(folder: Path, files: Sequence[Path], wanted: Wanted) -> Volume:
     """A folder whose pictures, one per slice, have one shape and type."""
     kinds = {path.suffix.lower() in PNG for path in files}
@@ -243,6 +276,12 @@ def open_slices(folder: Path, files: Sequence[Path], wanted: Wanted) -> Volume:
         raise VolumeFormatError(
             f"{folder} holds TIFF and PNG files; wanted one kind: move the other out of it"
         )
+    for path in files:
+        if not path.is_file():
+            raise VolumeFormatError(
+                f"{path} is a folder, a pipe or a device, or a link to nothing; wanted a picture: take "
+                "it out of the folder"
+            )
     header = _png_header if kinds == {True} else _tiff_header
     shape, dtype = header(files[0])
     for path in files[1:]:
@@ -252,6 +291,8 @@ def open_slices(folder: Path, files: Sequence[Path], wanted: Wanted) -> Volume:
                 f"{path} is {other[0]} {other[1]}, but {files[0].name} is {shape} {dtype}; "
                 "wanted slices of one shape and type: repair it or move it out of the folder"
             )
+    if wanted.gaps == "refuse":
+        _check_gaps(folder, files)
     array = SliceFolder(tuple(files), (len(files), *shape), dtype)
     axes = "zyx" if len(shape) == 2 else "zyxc"
     name = "PNG slices" if kinds == {True} else "TIFF slices"
@@ -319,6 +360,11 @@ def _png_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if len(start) < 26 or not start.startswith(PNG_START):
         raise VolumeFormatError(f"{path} is not a PNG file; take it out of the folder")
     width, height, bits, colour = struct.unpack(">IIBB", start[16:])
+    if not 0 < height * width * bits / 8 <= MOST_PACKED * path.stat().st_size:
+        raise VolumeFormatError(
+            f"{path} is declared to have {height} × {width} pixels, which its "
+            f"{path.stat().st_size} bytes cannot hold; it is damaged: restore it or take it out"
+        )
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)  # grey, RGB, palette, with alpha
     dtype = np.dtype(bool if bits == 1 and colour == 0 else np.uint16 if bits == 16 else np.uint8)
     if bits == 16 and samples > 1:
@@ -332,4 +378,9 @@ def _read_png(path: Path) -> np.ndarray:
     # Not Image.open, which takes a section of more than 179 million pixels for an attack.
     png = import_extra("PIL.PngImagePlugin", "tiff", "PNG files")
     with png.PngImageFile(path) as picture:
-        return np.asarray(picture)
+        values = np.asarray(picture)
+        if picture.mode != "P":
+            return values
+        table = grey_table(np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3))
+        # An index beyond the palette is damage; it is shown as the last entry.
+        return values if table is None else np.take(table, values, mode="clip")

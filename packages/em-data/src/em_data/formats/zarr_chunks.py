@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -141,26 +142,38 @@ class _Shard:
 
 
 def _open_shard(path: str, shard_chunks: Int3, opened: ExitStack) -> _Shard | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    descriptor = _open_file(path)
+    if descriptor is None:
         return None
     opened.callback(os.close, descriptor)
-    size = 16 * math.prod(shard_chunks)
-    stored = os.pread(descriptor, size + 4, max(0, os.fstat(descriptor).st_size - size - 4))
+    size, whole = 16 * math.prod(shard_chunks), os.fstat(descriptor).st_size
+    if whole < size + 4:
+        raise _damaged(path, f"is truncated: it holds {whole} bytes, its index alone {size + 4}")
+    stored = os.pread(descriptor, size + 4, whole - size - 4)
     # The index stands at the end, followed by its checksum.
     checksum = google_crc32c.value(stored[:size]).to_bytes(4, "little")
-    if len(stored) != size + 4 or checksum != stored[size:]:
+    if checksum != stored[size:]:
         raise _damaged(path, "is truncated or damaged: it does not end in a shard index")
     index = np.frombuffer(stored, "<u8", size // 8).reshape(*shard_chunks, 2)
     return _Shard(path, descriptor, index)
 
 
+def _open_file(path: str) -> int | None:
+    """A descriptor of a file, None where there is none; a pipe would never answer."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _damaged(path, "is a pipe, a device or a folder, not a file")
+    return descriptor
+
+
 def _file_bytes(path: str) -> memoryview | None:
     """What a file holds, valid until this thread reads the next; None where there is no file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    descriptor = _open_file(path)
+    if descriptor is None:
         return None
     try:
         size = os.fstat(descriptor).st_size

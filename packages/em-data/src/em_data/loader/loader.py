@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from em_data.errors import VolumeFormatError
+from em_data.errors import NotFiniteError, VolumeFormatError
 from em_data.formats.remote import SCHEMES
 from em_data.geometry import Box, Int3, shifted
 from em_data.intensity import GreyRange, grey_range
@@ -33,12 +33,13 @@ from em_data.sampler.block_shuffle import Block, BlockId, BlockSampler, Turn
 from em_data.sampler.crop import Sample
 from em_data.sampler.place_sampler import PlaceSampler
 from em_data.sampler.randomness import Key
-from em_data.volume import Volume
+from em_data.volume import Volume, check_finite
 
 __all__ = ["Batch", "Counts", "Loader"]
 
 TYPES = ("uint8", "uint16", "int8", "int16", "float32")
 ATTEMPTS = 16  # draws of a sample, or of a block, until one is not empty
+MOST_ATTEMPTS = 1000  # until one holds nothing but numbers: others are never used
 CROPS_AHEAD = 8
 REMOTE_READERS = 64
 
@@ -52,6 +53,7 @@ class Counts:
     decoded_bytes: int = 0  # of raw chunks
     redrawn: int = 0  # crops that were refused because they were empty
     empty: int = 0  # crops that were used though they are, after many attempts
+    masked: int = 0  # crops that were refused because of voxels that are no numbers
 
 
 class Crop(NamedTuple):
@@ -80,7 +82,8 @@ class Loader:
     step s needs are read again when a run is resumed there.
 
     Args:
-        volumes: raw volumes, all of one type.
+        volumes: raw volumes, all of one type. Samples hold no voxels that are NaN or infinite: they
+            are refused, or with `Volume.nan` "mask" drawn again.
         sampler: which says where the samples lie.
         batch_size: samples of this rank in a batch.
         samples_per_epoch: samples after which an epoch is counted.
@@ -186,7 +189,7 @@ class Loader:
 
     def _read_crop(self, key: Key) -> Crop:
         assert isinstance(self.sampler, PlaceSampler)
-        for attempt in range(ATTEMPTS):
+        for attempt in itertools.count():
             sample = self.sampler(key, attempt)
             volume = self.volumes[sample.volume]
             if isinstance(volume.array, np.ndarray):
@@ -194,7 +197,7 @@ class Loader:
             else:
                 voxels, at = volume.read(sample.box), (0, 0, 0)
                 self._count(decoded_bytes=decoded_bytes(volume, sample.box))
-            if not self._refused(voxels, at, attempt):
+            if not self._refused(sample, voxels, at, attempt):
                 break
         box = self._label_box(sample)
         return Crop(sample, voxels, at, self._read_labels(sample.volume, box), box.origin_vx)
@@ -230,14 +233,17 @@ class Loader:
 
     def _read_block(self, block_id: BlockId) -> Held:
         assert isinstance(self.sampler, BlockSampler)
-        for attempt in range(ATTEMPTS):
+        for attempt in itertools.count():
             block = self.sampler.block(block_id, attempt)
             volume = self.volumes[block.volume]
             voxels = volume.read(block.box, self._blocks.take_rows(block.box.size_vx, volume.dtype))
             self._count(decoded_bytes=decoded_bytes(volume, block.box))
             # A block is kept as often as its crops are: one place of it, drawn with it, decides.
             at = shifted(Box(block.drawn, (1, 1, 1)), block.box.origin_vx, -1).origin_vx
-            if self.empty_share is None or not self._is_empty(voxels, at):
+            drawn = Sample(block.volume, Box(block.drawn, self.sampler.config.crop_vx), Key(0, 0))
+            if self._is_masked(drawn, voxels, at, attempt):
+                continue
+            if attempt >= ATTEMPTS - 1 or not self._is_empty(voxels, at):
                 break
         self.sampler.places(block)  # found here, not when the batch waits for it
         return Held(block, voxels, self._read_labels(block.volume, block.box))
@@ -245,18 +251,22 @@ class Loader:
     def _crop_of_block(self, key: Key, turn: Turn, held: Held) -> Crop:
         assert isinstance(self.sampler, BlockSampler)
         start = held.block.box.origin_vx
-        for attempt in range(ATTEMPTS):
+        for attempt in itertools.count():
             sample = self.sampler.sample(key, turn, held.block, attempt)
+            if attempt == ATTEMPTS:  # the crop that the block was kept for holds only numbers
+                sample = sample._replace(box=Box(held.block.drawn, sample.box.size_vx))
             z, y, x = sample.box.origin_vx
             at = (z - start[0], y - start[1], x - start[2])
-            if not self._refused(held.voxels, at, attempt):
+            if not self._refused(sample, held.voxels, at, attempt):
                 break
         return Crop(sample, held.voxels, at, held.labels, start)
 
-    def _refused(self, voxels: np.ndarray, at: Int3, attempt: int) -> bool:
-        if self.empty_share is None or not self._is_empty(voxels, at):
+    def _refused(self, sample: Sample, voxels: np.ndarray, at: Int3, attempt: int) -> bool:
+        if self._is_masked(sample, voxels, at, attempt):
+            return True
+        if not self._is_empty(voxels, at):
             return False
-        last = attempt == ATTEMPTS - 1
+        last = attempt >= ATTEMPTS - 1
         self._count(empty=last, redrawn=not last)
         return not last
 
@@ -265,9 +275,29 @@ class Loader:
             for name, number in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + number)
 
-    def _is_empty(self, voxels: np.ndarray, at: Int3) -> bool:
+    def _is_masked(self, sample: Sample, voxels: np.ndarray, at: Int3, attempt: int) -> bool:
+        """Whether a crop holds voxels that are no numbers, where such crops are drawn again."""
+        volume = self.volumes[sample.volume]
+        if volume.dtype.kind != "f":
+            return False
         crop = voxels[Box(at, self.sampler.config.crop_vx).slices]
-        return same_share(crop) > (self.empty_share or 1)
+        if volume.nan != "mask":
+            check_finite(crop, volume.source, sample.box.origin_vx)
+        if np.isfinite(crop).all():
+            return False
+        if attempt >= MOST_ATTEMPTS:
+            raise NotFiniteError(
+                f"{volume.source}: none of {MOST_ATTEMPTS} crops of {crop.shape} voxels is free of NaN "
+                "and infinite ones; take smaller crops, or leave this volume out"
+            )
+        self._count(masked=1)
+        return True
+
+    def _is_empty(self, voxels: np.ndarray, at: Int3) -> bool:
+        if self.empty_share is None:
+            return False
+        crop = voxels[Box(at, self.sampler.config.crop_vx).slices]
+        return same_share(crop) > self.empty_share
 
     def _read_labels(self, volume: int, box: Box) -> np.ndarray | None:
         labels = self.labels[volume] if self.labels is not None else None

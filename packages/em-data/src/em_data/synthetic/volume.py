@@ -18,6 +18,7 @@ from em_data.synthetic.render import render
 from em_data.volume import Volume
 
 SYNTHETIC = "synthetic:"
+EXAMPLE = "synthetic:shape=64x384x384,voxel_nm=17.6x8x8,seed=1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,9 @@ def _synthetic_config(address: str) -> SyntheticConfig:
                 raise ValueError(key)
         except ValueError:
             raise VolumeFormatError(
-                f"{address}: {part!r} is not understood; wanted for instance "
-                "synthetic:shape=64x384x384,voxel_nm=17.6x8x8,seed=1"
+                f"{address}: {part!r} is not understood; wanted for instance {EXAMPLE}"
             ) from None
-    return SyntheticConfig(**settings)
+    try:
+        return SyntheticConfig(**settings)
+    except ValueError as error:
+        raise VolumeFormatError(f"{address}: {error}; wanted for instance {EXAMPLE}") from None

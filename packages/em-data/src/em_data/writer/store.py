@@ -7,6 +7,7 @@ that is renamed when the last voxel is in. What takes hours, or many processes, 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,12 @@ class ImageConfig:
         if self.colours and len(self.colours) != len(named):
             raise ValueError(
                 f"{len(self.colours)} colours for {len(named)} channels or classes; wanted one each"
+            )
+        size_nm, origin_nm = self.voxel_size_nm or (1.0, 1.0, 1.0), self.origin_nm
+        if not all(0 < s < math.inf for s in size_nm) or not all(map(math.isfinite, origin_nm)):
+            raise ValueError(
+                f"voxels of {self.voxel_size_nm} nm from {origin_nm} nm; wanted finite numbers, sizes "
+                "above 0: JSON has no others"
             )
         if min(self.chunk_vx) < 1 or min(self.shape_vx) < 1:
             raise BoxError(f"chunk {self.chunk_vx} of volume {self.shape_vx} is empty")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from em_data import (
     Box,
@@ -45,6 +46,12 @@ class DataConfig:
     """Stacks per step, over all processes."""
     samples_per_epoch: PositiveInt = 2000
     """Stacks after which an epoch is counted."""
+    nan: Literal["refuse", "mask"] = "refuse"
+    """Voxels of floating point that are NaN or infinite: refuse (the volume) or mask (no sample
+    holds one)."""
+    gaps: Literal["refuse", "close"] = "refuse"
+    """Gaps in the numbers of the slices of a folder: refuse (the folder) or close (the slices
+    follow each other)."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""

@@ -7,17 +7,28 @@ and how samples become batches does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
-from em_data import BlockSampler, Volume, binned, choose_sampler, open_volume
+from em_data import BlockSampler, Volume, binned, choose_sampler, nan_share, open_volume
 from em_data.loader import Loader
 
 from em_train.engine import distributed
+from em_train.engine.progress import say
 
 SAME_SCALE = 1.1  # largest ratio of the voxel sizes of volumes that are learned together
 
 
-class ScaleConfig(Protocol):
+class SourceConfig(Protocol):
+    """What volumes may be like."""
+
+    @property
+    def nan(self) -> Literal["refuse", "mask"]: ...
+    @property
+    def gaps(self) -> Literal["refuse", "close"]: ...
+
+
+class ScaleConfig(SourceConfig, Protocol):
     """At which scale volumes are read."""
 
     @property
@@ -43,14 +54,21 @@ class BatchConfig(Protocol):
     def threads(self) -> int: ...
 
 
+def open_raw(
+    address: str, config: SourceConfig, at_nm: tuple[float, float, float] | None
+) -> Volume:
+    """A raw volume, with what the run asks for about missing slices and voxels that are no numbers."""
+    return replace(open_volume(address, at_nm=at_nm, gaps=config.gaps), nan=config.nan)
+
+
 def open_at(address: str, config: ScaleConfig) -> Volume:
     """A volume at the scale that is learned: as it is at `at_nm`, or averaged down to `pixel_nm`."""
-    volume = open_volume(address, at_nm=config.at_nm)
+    volume = open_raw(address, config, config.at_nm)
     pixel, size = config.pixel_nm, volume.voxel_size_nm
     if config.at_nm or pixel is None or size is None:
         return volume
     if len(volume.levels) > 1:
-        volume = open_volume(address, at_nm=(max(size[0], pixel), pixel, pixel))
+        volume = open_raw(address, config, (max(size[0], pixel), pixel, pixel))
         size = volume.voxel_size_nm or size
     return binned(volume, (1, *(max(1, round(pixel / s)) for s in size[1:])))
 
@@ -63,7 +81,19 @@ def open_volumes(config: ScaleConfig, *, hold: bool = True) -> list[Volume]:
     check_scale(volumes)
     if hold and sum(volume.nbytes for volume in volumes) <= budget_of(config):
         volumes = [volume.held_in_memory() for volume in volumes]
+    if hold:
+        announce_nan(volumes)
     return volumes
+
+
+def announce_nan(volumes: Sequence[Volume]) -> None:
+    """Say which share of the voxels is left out, where some may be."""
+    for volume in volumes:
+        if volume.nan == "mask" and (share := nan_share(volume)):
+            say(
+                f"data    {volume.source}: {share:.2%} of the voxels are NaN or infinite; no sample "
+                "holds one (data.nan=mask)"
+            )
 
 
 def check_scale(volumes: Sequence[Volume]) -> None:

@@ -146,7 +146,7 @@ def _save_thumbnail(volume: Volume, path: Path, channel: int | str | None) -> st
     ):
         rows = np.arange(height * zoom) * len(voxels) // (height * zoom)
         grey = (voxels[rows].repeat(zoom, axis=1) - low) / max(high - low, 1e-9)
-        panels.append((name, np.rint(grey.clip(0, 1) * 255).astype(np.uint8)))
+        panels.append((name, np.rint(np.nan_to_num(grey.clip(0, 1)) * 255).astype(np.uint8)))
     save_row(panels, path)
     at = f"at {list_text(volume.voxel_size_nm)} nm" if volume.voxel_size_nm else "not to scale"
     return f"{path}: {panels[0][0]} and {panels[1][0]}, {at}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from em_data import (
@@ -63,6 +63,12 @@ class DataConfig:
     empty_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest share of a cube that may have one value; others are drawn again. Without it, all
     are kept."""
+    nan: Literal["refuse", "mask"] = "refuse"
+    """Voxels of floating point that are NaN or infinite: refuse (the volume) or mask (no sample
+    holds one)."""
+    gaps: Literal["refuse", "close"] = "refuse"
+    """Gaps in the numbers of the slices of a folder: refuse (the folder) or close (the slices
+    follow each other)."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""

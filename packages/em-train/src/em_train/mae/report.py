@@ -67,7 +67,7 @@ def preview(
 
 def _planes(cube: Any, size_nm: Any, visible: Any = None) -> np.ndarray:
     """The planes xy, xz and yz through the middle, one below the other, to scale: (Y, X) uint8."""
-    values = np.rint(cube.clamp(0, 1).numpy() * 255).astype(np.uint8)
+    values = np.rint(cube.nan_to_num().clamp(0, 1).numpy() * 255).astype(np.uint8)
     if visible is not None:
         values = np.where(visible.numpy(), values, HIDDEN_GREY).astype(np.uint8)
     z, y, x = (n // 2 for n in values.shape)

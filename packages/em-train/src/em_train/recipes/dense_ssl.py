@@ -49,6 +49,7 @@ from em_train.dense.views import clean_targets, look
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device
 from em_train.engine.ema import moving_average
+from em_train.engine.finite import require_finite
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint_data, open_volumes
@@ -179,6 +180,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Result: weights for use elsewhere, pictures, report.
     if not folder.leads:
         return True
+    require_finite(averaged, folder.rows())
     save(averaged["predictor"], folder.weights / "predictor")
     if config.model.recluster:
         save(averaged["encoder"], folder.weights / "trained")  # what the predictor guesses

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from em_train.engine import checkpoint, distributed, optim, precision
 from em_train.engine.device import choose_device, recompute
 from em_train.engine.ema import moving_average
+from em_train.engine.finite import require_finite
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint_data, open_volumes
@@ -211,6 +212,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Result: weights for use elsewhere, pictures, figures, report.
     if not folder.leads:
         return True
+    require_finite(averaged, folder.rows())
     save(averaged["mae"].encoder, folder.weights / "encoder")
     save(averaged["mae"], folder.weights / "mae")
     summary = finish(averaged["mae"], checked, config, folder, numbers, fastest)

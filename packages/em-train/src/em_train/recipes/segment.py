@@ -28,6 +28,7 @@ from em_train.engine.best import Best
 from em_train.engine.device import choose_device
 from em_train.engine.distributed import reduce
 from em_train.engine.ema import moving_average
+from em_train.engine.finite import require_finite
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
 from em_train.engine.reading import fingerprint_data
@@ -202,6 +203,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         )
     state = checkpoint.read(kept.resolve())
     average.load_state_dict(state["average"])
+    require_finite(averaged, [])  # the best step, whatever came after it
     save(averaged["network"], folder.weights / "network")
     found = score_windows(averaged["network"], windows, *numbers, alone=True)
     summary = finish(

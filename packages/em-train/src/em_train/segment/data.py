@@ -15,7 +15,6 @@ from em_data import (
     Volume,
     augment,
     hold_out,
-    open_volume,
 )
 from em_data.augment import AugmentConfig, presets
 from em_data.augment.defects import DefectConfig
@@ -25,7 +24,7 @@ from em_data.loader import Loader
 from em_data.sampler.places import centred, origins
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from em_train.engine.reading import budget_of, check_scale, load
+from em_train.engine.reading import announce_nan, budget_of, check_scale, load, open_raw
 from em_train.segment.labels import Classes, balance, open_labels
 
 # Cheap: no voxel is interpolated.
@@ -64,6 +63,12 @@ class DataConfig:
     augment: Literal["none", "plain", "fib-sem", "ss-tem"] = "plain"
     """Augmentation: plain (turns, flips, grey values), fib-sem or ss-tem (everything that
     befalls such volumes)."""
+    nan: Literal["refuse", "mask"] = "refuse"
+    """Voxels of floating point that are NaN or infinite: refuse (the volume) or mask (no sample
+    holds one)."""
+    gaps: Literal["refuse", "close"] = "refuse"
+    """Gaps in the numbers of the slices of a folder: refuse (the folder) or close (the slices
+    follow each other)."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""
@@ -79,7 +84,7 @@ def open_data(
     """Raw volumes and their labels, held in memory where all of them fit."""
     if not config.volumes:
         raise ValueError("data.volumes is empty; name at least one volume, with --data")
-    volumes = [open_volume(address, at_nm=config.at_nm) for address in config.volumes]
+    volumes = [open_raw(address, config, config.at_nm) for address in config.volumes]
     check_scale(volumes)
     labels, classes = open_labels(
         volumes,
@@ -92,6 +97,8 @@ def open_data(
     if hold and nbytes <= budget_of(config):
         volumes = [volume.held_in_memory() for volume in volumes]
         labels = [one.held_in_memory() for one in labels]
+    if hold:
+        announce_nan(volumes)
     return volumes, labels, classes
 
 

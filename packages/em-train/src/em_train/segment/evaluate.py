@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from em_data import Box, Labels, Region, Split, grey_range, open_volume
+from em_data import Box, Labels, Region, Split, grey_range
 from em_data.geometry import intersect
 from rich import box
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from em_train.engine.jsonable import blank_nan
 from em_train.engine.progress import say
+from em_train.engine.reading import open_raw
 from em_train.judge.truth import Protocol
 from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
@@ -133,7 +134,7 @@ def evaluate(
         )
     stored = open_run(run)
     data = stored.data if at_nm is None else replace(stored.data, at_nm=at_nm)
-    volume = open_volume(fit[0], at_nm=data.at_nm)
+    volume = open_raw(fit[0], data, data.at_nm)
     known, own = [Path(one).resolve() for one in data.volumes], Path(fit[0]).resolve()
     trained = own in known
     options = fit[1] or labels_of(data, known.index(own) if trained else 0)

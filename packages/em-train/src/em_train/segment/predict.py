@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from em_data import Box, grey_range, open_volume
+from em_data import Box, grey_range
 from em_data.writer.tiling import as_uint8, predict_block
 
+from em_train.engine.reading import open_raw
 from em_train.predict.plan import Prediction, check_outputs, class_images, turned
 from em_train.segment.loss import probabilities
 from em_train.segment.metrics import threshold_level
@@ -33,7 +34,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
             f"{run} was trained with group norm or squeeze-and-excitation: what it says depends on the "
             "tile, so there is no one prediction of a volume; train with model.unet.norm=batch"
         )
-    volume = open_volume(address, at_nm=stored.data.at_nm)
+    volume = open_raw(address, stored.data, stored.data.at_nm)
     images = class_images(volume, outputs, stored.names, rest=True)
     grid = grid_of(stored.network, tile_side(stored.network, volume.shape))
     logits = tile_model(stored.network, grey_range(volume), stored.device, stored.precision)
