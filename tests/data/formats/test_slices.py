@@ -109,8 +109,10 @@ def test_colours_are_channels(tmp_path, voxels, planar, compression):
         compression=compression,
         rowsperstrip=6,
     )
-    with pytest.raises(VolumeFormatError, match="3 channels"):
-        open_volume(path)
+    np.testing.assert_array_equal(
+        open_volume(path).read_channels(Box((1, 3, 2), (3, 12, 18))),
+        data[1:4, 3:15, 2:20].transpose(3, 0, 1, 2),
+    )
     np.testing.assert_array_equal(
         open_volume(path, channel=1)[1:4, 3:15, 2:20], data[1:4, 3:15, 2:20, 1]
     )
@@ -224,8 +226,11 @@ def test_colours_masks_and_palettes_in_png(tmp_path, voxels):
     ):
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "0.png")
-    with pytest.raises(VolumeFormatError, match="3 channels"):
-        open_volume(tmp_path / "colour")
+    colour = open_volume(tmp_path / "colour")
+    np.testing.assert_array_equal(
+        colour.read_channels(Box((0, 3, 4), (1, 6, 26)))[:, 0],
+        colours[3:9, 4:30].transpose(2, 0, 1),
+    )
     np.testing.assert_array_equal(
         open_volume(tmp_path / "colour", channel=2)[0:1, 3:9, 4:30][0], colours[3:9, 4:30, 2]
     )

@@ -85,8 +85,13 @@ def test_a_channel_is_chosen_by_number_or_name(tmp_path, gradient):
     with new_store(tmp_path / "a.zarr") as store:
         image = store.add_image(gradient.shape, np.uint8, (40, 8, 8), channels=("raw", "inverse"))
         image.write(Box((0, 0, 0), gradient.shape), np.stack([gradient, 255 - gradient]))
+    both = describe(str(tmp_path / "a.zarr"))
+    assert both["channels"] == "2: raw, inverse"
+    assert both["values in the middle"].startswith("85 to 170")
     with pytest.raises(VolumeFormatError, match=r"2 channels \(raw, inverse\); choose one"):
-        describe(str(tmp_path / "a.zarr"))
+        describe(str(tmp_path / "a.zarr"), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+    assert describe(f"{tmp_path / 'a.zarr'}?channel=inverse")["channel"] == "inverse"
     found = describe(str(tmp_path / "a.zarr"), tmp_path / "a.png", channel="inverse")
     assert found["channel"] == "inverse" and found["values in the middle"].startswith("96 to 170")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("L")).astype(int)

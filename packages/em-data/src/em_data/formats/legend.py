@@ -16,6 +16,7 @@ import zarr
 from em_data.formats import precomputed, remote
 from em_data.formats.location import Place
 from em_data.formats.ome_zarr import MARKERS
+from em_data.formats.options import split_options
 from em_data.geometry import Int3, int3
 
 WHITE = "FFFFFF"  # of a channel without a colour, which the format asks for
@@ -37,6 +38,7 @@ class Legend:
 
 def read_legend(address: str) -> Legend:
     """The legend of the volume at an address; an empty one where it says nothing."""
+    address, options = split_options(address)
     if address.startswith(precomputed.SCHEME) or (Path(address) / "info").is_file():
         url = precomputed.key_value_url(address.removeprefix(precomputed.SCHEME))
         info = precomputed.read_json(url, "info") or {}
@@ -62,6 +64,8 @@ def read_legend(address: str) -> Legend:
     count = array.shape[axes.index("c")] if "c" in axes else 1
     if "image-label" in described:
         return _of_label(described["image-label"] or {})
+    if "channel" in options:
+        return Legend()
     return _of_channels((described.get("omero") or {}).get("channels") or (), count)
 
 

@@ -171,7 +171,10 @@ class TiffPages:
                 y0 - ys.start : y1 - ys.start,
                 x0 - xs.start : x1 - xs.start,
             ] = decoded[:, y0 - y : y1 - y, x0 - x : x1 - x]
-        return out[at["S"]] if "S" in at else out[0]
+        samples_yx = out[at["S"]] if "S" in at else out[0]
+        if samples_yx.ndim == 2:
+            return samples_yx
+        return np.moveaxis(samples_yx, 0, key.axes.index("S"))  # to where the page has them
 
     def _segments(self, key: Any, ys: slice, xs: slice) -> list[int]:
         """Numbers of the strips or tiles that hold a part of the box, of all planes."""

@@ -136,8 +136,12 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
 
 def absolute(address: str) -> str:
     """The address of a volume that stays right when the run is resumed from another folder."""
-    path, separator, dataset = address.partition("::")  # of HDF5
-    return f"{Path(path).absolute()}{separator}{dataset}" if Path(path).exists() else address
+    from em_data.formats.options import split_options
+
+    place, _ = split_options(address)
+    path, _, _ = place.partition("::")  # of HDF5
+    exists = Path(path).exists()
+    return f"{Path(path).absolute()}{address.removeprefix(path)}" if exists else address
 
 
 def absolute_labels(option: str) -> str:
