@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from em_data import (
     Box,
-    Box,
     VolumeFormatError,
     VolumeNotFoundError,
     VolumeReadError,

@@ -22,6 +22,7 @@ from em_train.engine.reading import open_volumes
 from em_train.engine.run_folder import new_run
 from em_train.features.open import open_run as open_encoder
 from em_train.features.slab import Slab
+from em_train.mae.data import DataConfig
 from em_train.predict import block_job, processes
 from em_train.predict import volume as prediction
 from em_train.recipes import mae, segment
@@ -319,6 +320,6 @@ def test_vectors_of_patches_are_those_of_the_whole_map(tmp_path):
     told = CliRunner().invoke(app, ["info", str(tmp_path / "a.zarr")])
     assert f"24: {whole.channels[0]}, " in told.output and whole.channels[23] in told.output
     with pytest.raises(VolumeFormatError, match="24 channels .*; choose one with channel=0 … 23"):
-        open_volumes(mae.DataConfig(volumes=(str(tmp_path / "a.zarr"),)))
+        open_volumes(DataConfig(volumes=(str(tmp_path / "a.zarr"),)))
     with pytest.raises(ValueError, match="of a mae run wanted embedding"):
         prediction.predict(module, tmp_path / "run", data, tmp_path / "c.zarr")
