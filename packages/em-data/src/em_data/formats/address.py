@@ -11,6 +11,7 @@
 | `http(s)://…`, `s3://…`, `gs://…` | zarr as above, from a server | `remote` |
 | `precomputed://…` before a URL or path, a folder with `info` | precomputed | `tensorstore` |
 | `n5://…` before a URL or path, a folder with `attributes.json` | N5 | `tensorstore` |
+| `images:FOLDER` | many volumes: `open_images` opens them | `tiff` |
 | `synthetic:` or `synthetic:shape=64x384x384,seed=1` | `em_data.synthetic`, rendered on reading | |
 
 Files are told apart by their first bytes, not by their names. What a file does not say itself the
@@ -31,6 +32,7 @@ from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats import n5, precomputed, remote
 from em_data.formats.axes import Wanted, check_choice, voxel_size
 from em_data.formats.hdf5 import open_hdf5
+from em_data.formats.images import SCHEME as IMAGES
 from em_data.formats.location import Place
 from em_data.formats.npy import open_npy
 from em_data.formats.ome_zarr import MARKERS, open_zarr
@@ -127,6 +129,11 @@ def _sized_label(open_label: Callable[[str], Volume], size_nm: Float3, name: str
 
 
 def _open_address(address: str, wanted: Wanted) -> Volume:
+    if address.startswith(IMAGES):
+        raise VolumeFormatError(
+            f"{address} is a collection of images, and one volume is wanted here; name one volume, or "
+            "open the collection with em_data.open_images"
+        )
     if address.startswith(SYNTHETIC):
         check_choice(address, "zyx", wanted)
         return open_synthetic(address)

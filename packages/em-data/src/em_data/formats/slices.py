@@ -246,7 +246,7 @@ def open_slices(folder: Path, files: Sequence[Path], wanted: Wanted) -> Volume:
         raise VolumeFormatError(
             f"{folder} holds TIFF and PNG files; wanted one kind: move the other out of it"
         )
-    header = _png_header if kinds == {True} else _tiff_header
+    header = _png_header if kinds == {True} else tiff_header
     shape, dtype = header(files[0])
     for path in files[1:]:
         other = header(path)
@@ -298,7 +298,8 @@ class SliceFolder:
             ) from error
 
 
-def _tiff_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def tiff_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the only page of a file."""
     try:
         with _open_tiff(path) as file:
             page = file.pages[0]

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from em_data.formats.images import Images
 from em_data.geometry import Box, Int3, bounds, end_of, int3, intersect, span
 from em_data.labels import Labels, Layer
 from em_data.sampler.balance import Aim, aim_at_classes, aim_at_masks
@@ -194,6 +195,8 @@ def choose_sampler(
 ) -> PlaceSampler | BlockSampler:
     """Independent places for volumes that fit the budget and can be held, block shuffle for others.
 
+    Of a collection of images places are always independent: an image has no blocks to share.
+
     Args:
         volumes: raw volumes.
         config: what is cut out of them.
@@ -216,15 +219,17 @@ def choose_sampler(
             "balance and masks both say where crops have their centres; give one of them, or set "
             "the labels outside of the masks to 0"
         )
-    if labels is not None:
+    if labels is not None and not isinstance(volumes, Images):
         regions = regions or [whole(volume.shape) for volume in volumes]
         pairs = zip(regions, labels, strict=True)
         regions = [centred(region, one.covered) if one else region for region, one in pairs]
     aims = list(aim_at_classes(labels or (), balance)) if balance else []
     if masks is not None and any(masks):
         aims = [aim_at_masks(masks)]
-    shapes = [volume.shape for volume in volumes]
     drawn: dict[str, Any] = {"regions": regions, "weights": weights, "aims": aims}
+    if isinstance(volumes, Images):
+        return PlaceSampler(volumes.shapes, config, seed, threads=threads, **drawn)
+    shapes = [volume.shape for volume in volumes]
     nbytes = sum(volume.nbytes for volume in volumes)
     nbytes += sum(one.nbytes for one in labels or () if one)
     if exact or nbytes <= budget_bytes:

@@ -136,12 +136,14 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
 
 def absolute(address: str) -> str:
     """The address of a volume that stays right when the run is resumed from another folder."""
+    from em_data.formats.images import SCHEME as IMAGES
     from em_data.formats.options import split_options
 
-    place, _ = split_options(address)
+    scheme = IMAGES if address.startswith(IMAGES) else ""
+    place, _ = split_options(address.removeprefix(scheme))
     path, _, _ = place.partition("::")  # of HDF5
-    exists = Path(path).exists()
-    return f"{Path(path).absolute()}{address.removeprefix(path)}" if exists else address
+    more = address.removeprefix(scheme + path)
+    return f"{scheme}{Path(path).absolute()}{more}" if Path(path).exists() else address
 
 
 def absolute_labels(option: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from em_data import Box, Volume, VolumeFormatError, open_volume
+from em_data import Box, Images, Volume, VolumeFormatError, open_images, open_volume
+from em_data.formats.images import SCHEME as IMAGES
 from em_data.volume import listed
 from rich import box
 from rich.console import Console
@@ -37,6 +38,8 @@ def describe(
         found = _weights(folder)
     elif path and (folder / "config.json").exists():
         found = _run(folder)
+    elif path and path.startswith(IMAGES):
+        found = _collection(open_images(path))
     elif path:
         volume = open_volume(path, channel=channel)
         found = _volume(volume)
@@ -129,6 +132,22 @@ def _volume(volume: Volume) -> dict[str, Any]:
         f"{len(np.unique(voxels))} different, in slice {z}"
     )
     return found
+
+
+def _collection(images: Images) -> dict[str, Any]:
+    sides, size = images.shapes[:, 1:], images.voxel_size_nm
+    found: dict[str, Any] = {
+        "images": images.folder,
+        "number": f"{len(images):,}",
+        "smallest (y, x)": list_text(sides[sides.prod(1).argmin()]),
+        "largest (y, x)": list_text(sides[sides.prod(1).argmax()]),
+        "type": str(images.dtype),
+        "voxel size (nm)": list_text(size)
+        if size
+        else "unknown: say it in the address, ?voxel_nm=Z,Y,X",
+        "decoded size": f"{images.nbytes / 2**20:.1f} MiB",
+    }
+    return found | ({"notes": [*images.notes]} if images.notes else {})
 
 
 def _save_thumbnail(volume: Volume, path: Path, channel: int | str | None) -> str:
