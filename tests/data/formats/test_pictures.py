@@ -69,7 +69,7 @@ def test_what_is_no_picture_is_refused(tmp_path, grey, voxels):
     (tmp_path / "a.png").write_bytes(b"not a png at all, though it is called so")
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "a.tif").write_bytes(b"II*\0")
-    tifffile.imwrite(tmp_path / "stack.tif", voxels((3, *SHAPE)))
+    tifffile.imwrite(tmp_path / "stack.tif", voxels((3, *SHAPE)), photometric="minisblack")
     tifffile.imwrite(tmp_path / "wide.tif", grey.astype(np.float64))
     Image.fromarray(grey).quantize(3).convert("L").save(tmp_path / "fine.png", bits=8)
     for name in ("a.png", "a.jpg", "a.tif", "stack.tif", "wide.tif"):

@@ -305,7 +305,7 @@ def tiff_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
             page = file.pages[0]
             shape, axes, pages = page.shape, page.axes, len(file.pages)
             dtype = np.dtype(page.dtype)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (OSError, ValueError, IndexError, KeyError, struct.error) as error:
         raise _damaged_tiff(path, error) from error
     if pages != 1 or axes not in ("YX", "YXS"):
         raise VolumeFormatError(
