@@ -153,7 +153,7 @@ def test_bytes_do_not_depend_on_blocks(fine, blend):
 @settings(max_examples=60, deadline=None)
 def test_places_are_the_nearest_by_search(data):
     p, q = data.draw(st.sampled_from([(1, 1), (2, 1), (4, 1), (1, 2), (3, 2), (2, 3)]))
-    n = data.draw(st.integers(2, 9)) * p
+    n = (number := data.draw(st.integers(2, 9))) * p
     ahead = data.draw(st.integers(0, 3))
     own = 8.0 * p / q
     count = ahead + n * q // p
@@ -163,8 +163,9 @@ def test_places_are_the_nearest_by_search(data):
         voxel_size_nm=(8, 8, own),
         origin_nm=(0, 0, (own - 8) / 2 - ahead * own),
     )
-    steps = data.draw(st.integers(1, 4))
-    grid = TileGrid(tile_vx=(1, 1, p * steps), halo_vx=(0, 0, p * data.draw(st.integers(0, 6))))
+    steps = data.draw(st.integers(1, number - 1))
+    halo = data.draw(st.integers(0, number - 1 - steps))  # mirrored once at each border
+    grid = TileGrid(tile_vx=(1, 1, p * steps), halo_vx=(0, 0, p * halo))
     low = grid.source(volume.shape, Box((0, 0, 0), volume.shape))
     found = align(volume, other, grid).places(low)[2]
     stop = low.origin_vx[2] + low.size_vx[2]
