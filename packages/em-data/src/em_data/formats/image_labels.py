@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from em_data.errors import VolumeFormatError
-from em_data.formats.images import Images, find_folder, list_names, read_headers, some
+from em_data.formats.images import Images, find_folder, kinds_of, list_names, read_headers, some
 from em_data.labels import Labels, Layer, check_types
 
 
@@ -77,7 +77,7 @@ def match_labels(images: Images, addresses: Mapping[str, str]) -> ImageLabels:
                 f"labels {name!r} of {images.path(one)} are {y} × {x} pixels, and the image is "
                 f"{have_y} × {have_x} ({len(differ)} differ so); give the labels of these images"
             )
-        kinds = np.unique(found.kinds).tolist()
+        kinds = kinds_of(found.kinds)
         channels.append(
             Images(
                 *(folder, found.names, found.shapes, np.result_type(*kinds)),

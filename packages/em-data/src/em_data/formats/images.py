@@ -141,7 +141,7 @@ def open_images(address: str) -> Images:
             raise VolumeFormatError(
                 f"{address}: all of {len(small)} images are smaller; lower least_px"
             )
-    colour, kinds = found.colour[~small], np.unique(found.kinds[~small]).tolist()
+    colour, kinds = found.colour[~small], kinds_of(found.kinds[~small])
     if colour.any():
         notes.append(f"{colour.sum()} are in colour and are taken as their luminance")
     if len(kinds) > 1:
@@ -194,7 +194,7 @@ class Headers(NamedTuple):
 
     names: np.ndarray  # bytes
     shapes: np.ndarray  # (N, 3)
-    kinds: np.ndarray  # names of their types
+    kinds: np.ndarray  # names of their types, bytes
     colour: np.ndarray  # bool
 
 
@@ -203,7 +203,7 @@ def read_headers(
 ) -> tuple[Headers, list[str]]:
     """The headers of pictures, and those that cannot be read, which are refused unless skipped."""
     shapes = np.ones((len(names), 3), np.int32)
-    kinds, colour = np.full(len(names), "", "U8"), np.zeros(len(names), bool)
+    kinds, colour = np.full(len(names), b"", "S8"), np.zeros(len(names), bool)
     unreadable: dict[int, str] = {}
 
     def read(first: int) -> None:
@@ -230,6 +230,11 @@ def read_headers(
     good = np.ones(len(names), bool)
     good[list(unreadable)] = False
     return Headers(names[good], shapes[good], kinds[good], colour[good]), lost
+
+
+def kinds_of(kinds: np.ndarray) -> list[str]:
+    """The different types among pictures."""
+    return [kind.decode() for kind in np.unique(kinds)]
 
 
 def some(names: Sequence[str]) -> str:

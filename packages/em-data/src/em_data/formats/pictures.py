@@ -100,7 +100,8 @@ def _tiff_kind(path: Path) -> tuple[Header, str]:
     if dtype.name not in ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"):
         raise ValueError(f"it holds {dtype}; wanted up to 32 bits")
     name = "uint8" if dtype.kind == "b" else dtype.name
-    return Header(*shape[:2], name, len(shape) > 2), "RGB" if len(shape) > 2 else "grey"
+    height, width, *samples = shape
+    return Header(height, width, name, bool(samples)), "RGB" if samples else "grey"
 
 
 def decoded(path: Path, is_label: bool) -> np.ndarray:

@@ -60,8 +60,10 @@ def mix_places(
     shares = [aim.share for aim in aims]
     rest = 1 - sum(shares)
     if rest > 1e-9:
-        many = isinstance(boxes, Everywhere)
-        kinds.append(EachAnywhere(boxes) if many else tuple(Anywhere(tuple(own)) for own in boxes))
+        if isinstance(boxes, Everywhere):
+            kinds.append(EachAnywhere(boxes))
+        else:
+            kinds.append(tuple(Anywhere(tuple(own)) for own in boxes))
         shares.append(rest)
     return Mixture(tuple(kinds), tuple(shares), tuple(weights) if weights is not None else None)
 

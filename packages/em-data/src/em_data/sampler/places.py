@@ -176,7 +176,7 @@ class Anywhere:
 
 
 @dataclass(frozen=True, eq=False)
-class Everywhere(Sequence[Any]):
+class Everywhere(Sequence[list[Box]]):
     """All origins of many volumes: the boxes of each are made when they are asked for."""
 
     sizes: np.ndarray  # (V, 3) origins along (z, y, x)
@@ -202,12 +202,12 @@ class Everywhere(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, number: Any) -> list[Box]:
+    def __getitem__(self, number: Any) -> Any:
         return [Box((0, 0, 0), int3(self.sizes[number]))]
 
 
 @dataclass(frozen=True, eq=False)
-class EachAnywhere(Sequence[Any]):
+class EachAnywhere(Sequence["Anywhere"]):
     """The same as places to be drawn from."""
 
     origins: Everywhere
@@ -215,7 +215,7 @@ class EachAnywhere(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.origins)
 
-    def __getitem__(self, number: Any) -> Anywhere:
+    def __getitem__(self, number: Any) -> Any:
         return Anywhere(tuple(self.origins[number]))
 
 
