@@ -201,6 +201,13 @@ class Volume:
         return self.open_label(name)
 
 
+class Collection(Sequence[Volume]):
+    """Many volumes that are made when they are asked for; their shapes and type are known before."""
+
+    shapes: np.ndarray  # (V, 3), along (z, y, x)
+    dtype: np.dtype[Any]  # one type that holds all of them
+
+
 def as_volume(array: Array, source: str, format: str) -> Volume:
     """A volume of an array along (z, y, x), refused when it holds no voxels that are numbers."""
     dtype = np.dtype(array.dtype)

@@ -20,7 +20,7 @@ from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats.options import check_options, split_options, voxel_nm
 from em_data.formats.pictures import SUFFIXES, Picture, read_header
 from em_data.geometry import Float3, int3
-from em_data.volume import Volume
+from em_data.volume import Collection, Volume
 
 SCHEME = "images:"
 NAMED = 5  # files in a line at most
@@ -28,7 +28,7 @@ TOGETHER = 512  # headers that one thread reads before it takes the next ones
 THREADS = 8  # that read headers: more than cores, since they wait for the disk
 
 
-class Images(Sequence[Volume]):
+class Images(Collection):
     """The pictures of a folder: a sequence of volumes that are made when they are asked for.
 
     >>> import tempfile
@@ -55,8 +55,8 @@ class Images(Sequence[Volume]):
     ) -> None:
         self.folder = folder
         self.names = names  # (N,) bytes, as the file system has them
-        self.shapes = shapes  # (N, 3), along (z, y, x)
-        self.dtype = dtype  # one type that holds all of them
+        self.shapes = shapes
+        self.dtype = dtype
         self.voxel_size_nm = voxel_size_nm
         self.skips_unreadable = skips_unreadable
         self.is_label = is_label

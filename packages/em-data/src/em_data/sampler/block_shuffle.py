@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from em_data.formats.images import Images
 from em_data.geometry import Box, Int3, bounds, end_of, int3, intersect, span
 from em_data.labels import Labels, Layer
 from em_data.sampler.balance import Aim, aim_at_classes, aim_at_masks
@@ -34,7 +33,7 @@ from em_data.sampler.lattice import lattice
 from em_data.sampler.place_sampler import PlaceSampler, mix_places
 from em_data.sampler.places import Counted, Mixture, Region, centred, origins, whole
 from em_data.sampler.randomness import Key, Stream, random_at
-from em_data.volume import Volume
+from em_data.volume import Collection, Volume
 
 ROUNDS = 64  # whose orders are drawn at once
 UNCHUNKED_VX: Int3 = (32, 128, 128)  # block grid of arrays without chunks
@@ -219,7 +218,7 @@ def choose_sampler(
             "balance and masks both say where crops have their centres; give one of them, or set "
             "the labels outside of the masks to 0"
         )
-    if labels is not None and not isinstance(volumes, Images):
+    if labels is not None and not isinstance(volumes, Collection):
         regions = regions or [whole(volume.shape) for volume in volumes]
         pairs = zip(regions, labels, strict=True)
         regions = [centred(region, one.covered) if one else region for region, one in pairs]
@@ -227,7 +226,7 @@ def choose_sampler(
     if masks is not None and any(masks):
         aims = [aim_at_masks(masks)]
     drawn: dict[str, Any] = {"regions": regions, "weights": weights, "aims": aims}
-    if isinstance(volumes, Images):
+    if isinstance(volumes, Collection):
         return PlaceSampler(volumes.shapes, config, seed, threads=threads, **drawn)
     shapes = [volume.shape for volume in volumes]
     nbytes = sum(volume.nbytes for volume in volumes)

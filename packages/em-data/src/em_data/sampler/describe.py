@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from em_data.formats.images import Images
 from em_data.geometry import Box, disjoint, int3
 from em_data.labels import Labels
 from em_data.sampler.block_plan import WINDOW, place_figures, plan_figures
 from em_data.sampler.block_shuffle import BlockSampler, bytes_per_voxel, chunks_of
 from em_data.sampler.place_sampler import PlaceSampler
-from em_data.volume import Volume
+from em_data.volume import Collection, Volume
 
 
 def describe(
@@ -35,7 +34,7 @@ the voxels'
     """
     crop_vx = sampler.config.crop_vx
     words = " × ".join(map(str, crop_vx))
-    if isinstance(volumes, Images):
+    if isinstance(volumes, Collection):
         pixels = volumes.shapes.astype(float).prod(1)
         share = pixels if sampler.mixture.weights is None else np.array(sampler.mixture.weights)
         decoded = float((pixels * share).sum() / share.sum()) / math.prod(crop_vx)
