@@ -271,3 +271,12 @@ def write_n5(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def emps(real_data):
+    """A real collection of images with their labels: 160 of EMPS."""
+    folder = real_data / "emps_train"
+    if not folder.is_dir():
+        pytest.skip(f"no emps_train in {real_data}; set EM_REAL_DATA")
+    return folder

@@ -49,7 +49,7 @@ def test_boxes_in_nanometres():
         volume.read_nm((360, 0, 0), (40, 8, 8))
     with pytest.raises(BoxError, match="above 0"):
         volume.box_nm((480, 16, 0), (0, 80, 40))
-    with pytest.raises(VolumeFormatError, match="give voxel_size_nm"):
+    with pytest.raises(VolumeFormatError, match=r"\?voxel_nm=Z,Y,X, or give voxel_size_nm"):
         open_volume(data).read_nm((0, 0, 0), (40, 8, 8))
 
 

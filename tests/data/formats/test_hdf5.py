@@ -3,7 +3,7 @@ import json
 import h5py
 import numpy as np
 import pytest
-from em_data import VolumeFormatError, VolumeNotFoundError, VolumeReadError, open_volume
+from em_data import Box, VolumeFormatError, VolumeNotFoundError, VolumeReadError, open_volume
 
 
 @pytest.fixture
@@ -66,8 +66,13 @@ def test_axes_of_ilastik(file, voxels):
         open_volume(file.filename)
     stored.attrs["axistags"] = json.dumps({"axes": [{"key": axis} for axis in "tzyxc"]})
     file.flush()
-    with pytest.raises(VolumeFormatError, match="2 channels; choose one with channel=0 … 1"):
-        open_volume(file.filename)
+    volume = open_volume(file.filename)
+    assert volume.channels == ("channel 0", "channel 1")
+    np.testing.assert_array_equal(
+        volume.read_channels(Box((1, 2, 0), (2, 7, 16))), data[0, 1:3, 2:9].transpose(3, 0, 1, 2)
+    )
+    with pytest.raises(VolumeFormatError, match="not channel=2"):
+        open_volume(file.filename, channel=2)
     volume = open_volume(file.filename, channel=1)
     np.testing.assert_array_equal(volume[1:3, 2:9, 0:16], data[0, 1:3, 2:9, :, 1])
     stored.attrs["axistags"] = "not json"

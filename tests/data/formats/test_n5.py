@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from em_data import VolumeFormatError, VolumeNotFoundError, VolumeReadError, open_volume
+from em_data import Box, VolumeFormatError, VolumeNotFoundError, VolumeReadError, open_volume
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,9 @@ def test_channels(write_n5, voxels):
     path = write_n5(data, "raw", axes=["x", "y", "z", "c"])
     np.testing.assert_array_equal(
         open_volume(path, channel=2)[1:4, 0:9, 3:20], data[2, 1:4, :9, 3:]
+    )
+    np.testing.assert_array_equal(
+        open_volume(path).read_channels(Box((1, 0, 3), (3, 9, 17))), data[:, 1:4, :9, 3:]
     )
     with pytest.raises(VolumeFormatError, match="4 axes and no attribute 'axes'"):
         open_volume(write_n5(data, "unnamed"))

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from em_data import Box, VolumeFormatError, VolumeReadError, open_volume
+from em_data import (
+    Box,
+    VolumeFormatError,
+    VolumeReadError,
+    grey_range,
+    open_volume,
+    place_labels,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
@@ -360,11 +367,31 @@ def test_channels_and_times_are_dropped_chosen_or_refused(write_image, voxels):
     np.testing.assert_array_equal(volume[1:3, 2:9, 0:16], data[1, 1, 1:3, 2:9])
     coarse = open_volume(path, channel=2, time=0, at_nm=(80, 16, 16))
     np.testing.assert_array_equal(coarse[0:4, 0:8, 0:8], data[0, 2, :, ::2, ::2])
+    assert volume.channels == ("EM",)
+    several = open_volume(path, time=1)
+    assert several.channels == ("DAPI", "EM", "other") and several.shape == (4, 16, 16)
+    assert several.nbytes == data[1].nbytes and "3 channels: DAPI, EM, other" in str(several)
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(several)).read_channels(Box((1, 2, 0), (2, 7, 16))),
+        data[1, :, 1:3, 2:9],
+    )
+    np.testing.assert_array_equal(
+        volume.read_channels(Box((1, 2, 0), (2, 7, 16))), data[1, 1:2, 1:3, 2:9]
+    )
+    one_wanted = r"3 channels \(DAPI, EM, other\); choose one with channel=0 … 2 or its name"
+    for use in (
+        lambda: several[0:1, 0:2, 0:2],
+        several.held_in_memory,
+        lambda: grey_range(several),
+    ):
+        with pytest.raises(VolumeFormatError, match=one_wanted):
+            use()
+    with pytest.raises(VolumeFormatError, match=one_wanted):
+        place_labels(volume, {"cells": several})
     for choice, message in (
-        ({"time": 0}, r"3 channels \(DAPI, EM, other\); choose one with channel=0 … 2"),
         ({"channel": 0}, "2 time points; choose one with time=0 … 1"),
         ({"channel": 3, "time": 0}, "not channel=3"),
-        ({"channel": "GFP", "time": 0}, "no channel 'GFP'; it has 3 channels: 'DAPI', 'EM'"),
+        ({"channel": "GFP", "time": 0}, "no channel 'GFP'; it has 3 channels: DAPI, EM"),
     ):
         with pytest.raises(VolumeFormatError, match=message):
             open_volume(path, **choice)

@@ -109,8 +109,10 @@ def test_colours_are_channels(tmp_path, voxels, planar, compression):
         compression=compression,
         rowsperstrip=6,
     )
-    with pytest.raises(VolumeFormatError, match="3 channels"):
-        open_volume(path)
+    np.testing.assert_array_equal(
+        open_volume(path).read_channels(Box((1, 3, 2), (3, 12, 18))),
+        data[1:4, 3:15, 2:20].transpose(3, 0, 1, 2),
+    )
     np.testing.assert_array_equal(
         open_volume(path, channel=1)[1:4, 3:15, 2:20], data[1:4, 3:15, 2:20, 1]
     )
@@ -224,8 +226,11 @@ def test_colours_masks_and_palettes_in_png(tmp_path, voxels):
     ):
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "0.png")
-    with pytest.raises(VolumeFormatError, match="3 channels"):
-        open_volume(tmp_path / "colour")
+    colour = open_volume(tmp_path / "colour")
+    np.testing.assert_array_equal(
+        colour.read_channels(Box((0, 3, 4), (1, 6, 26)))[:, 0],
+        colours[3:9, 4:30].transpose(2, 0, 1),
+    )
     np.testing.assert_array_equal(
         open_volume(tmp_path / "colour", channel=2)[0:1, 3:9, 4:30][0], colours[3:9, 4:30, 2]
     )
@@ -263,6 +268,9 @@ def test_a_gap_in_the_numbers_of_slices_is_named(tmp_path, names, missing):
             open_volume(tmp_path)
     volume = open_volume(tmp_path, gaps="close" if missing else "refuse")
     assert volume[:, 0:1, 0:1].ravel().tolist() == [10 * n for n in range(len(names))]
+    assert open_volume(f"{tmp_path}?gaps=close").shape == volume.shape
+    with pytest.raises(VolumeFormatError, match="gaps is 'shut'; wanted close"):
+        open_volume(f"{tmp_path}?gaps=shut")
 
 
 def test_a_png_that_declares_more_than_its_bytes_hold_is_refused(tmp_path):

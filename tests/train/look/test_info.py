@@ -81,12 +81,31 @@ def test_a_thumbnail_needs_a_volume(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+def test_a_collection_of_images_is_described(tmp_path):
+    for number, size in enumerate(((40, 30), (90, 64), (50, 70))):
+        Image.new("RGB" if number else "L", size).save(tmp_path / f"{number}.png")
+    found = describe(f"images:{tmp_path}?voxel_nm=1,2,2&least_px=35")
+    assert found["number"] == "2" and found["voxel size (nm)"] == "1 × 2 × 2"
+    assert (found["smallest (y, x)"], found["largest (y, x)"]) == ("70 × 50", "64 × 90")
+    assert found["notes"] == [
+        "1 are smaller than 35 px along a side and are left out",
+        "2 are in colour and are taken as their luminance",
+    ]
+    with pytest.raises(VolumeFormatError, match="channel is that of a volume"):
+        describe(f"images:{tmp_path}", channel=1)
+
+
 def test_a_channel_is_chosen_by_number_or_name(tmp_path, gradient):
     with new_store(tmp_path / "a.zarr") as store:
         image = store.add_image(gradient.shape, np.uint8, (40, 8, 8), channels=("raw", "inverse"))
         image.write(Box((0, 0, 0), gradient.shape), np.stack([gradient, 255 - gradient]))
+    both = describe(str(tmp_path / "a.zarr"))
+    assert both["channels"] == "2: raw, inverse"
+    assert both["values in the middle"].startswith("85 to 170")
     with pytest.raises(VolumeFormatError, match=r"2 channels \(raw, inverse\); choose one"):
-        describe(str(tmp_path / "a.zarr"))
+        describe(str(tmp_path / "a.zarr"), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+    assert describe(f"{tmp_path / 'a.zarr'}?channel=inverse")["channel"] == "inverse"
     found = describe(str(tmp_path / "a.zarr"), tmp_path / "a.png", channel="inverse")
     assert found["channel"] == "inverse" and found["values in the middle"].startswith("96 to 170")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("L")).astype(int)

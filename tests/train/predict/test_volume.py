@@ -13,14 +13,16 @@ import em_models
 import numpy as np
 import pytest
 import torch
-from em_data import Box, StoreExistsError, grey_range, new_store, open_volume
+from em_data import Box, StoreExistsError, VolumeFormatError, grey_range, new_store, open_volume
 from em_models import Vit3d, Vit3dConfig
 from em_train.catalogue import RECIPES
 from em_train.cli import app
 from em_train.engine.config import Layer, resolve
+from em_train.engine.reading import open_volumes
 from em_train.engine.run_folder import new_run
 from em_train.features.open import open_run as open_encoder
 from em_train.features.slab import Slab
+from em_train.mae.data import DataConfig
 from em_train.predict import block_job, processes
 from em_train.predict import volume as prediction
 from em_train.recipes import mae, segment
@@ -310,5 +312,15 @@ def test_vectors_of_patches_are_those_of_the_whole_map(tmp_path):
         found = open_volume(tmp_path / "a.zarr", channel=channel)
         np.testing.assert_array_equal(found[:, :, :], want[channel])
     assert found.voxel_size_nm == (40, 40, 40) and found.origin_nm == (15, 15, 15)
+    whole = open_volume(tmp_path / "a.zarr")
+    assert len(whole.channels) == 24 and whole.shape == found.shape
+    assert whole.channels[7] == found.channels[0]
+    np.testing.assert_array_equal(whole.read_channels(Box((0, 0, 0), whole.shape)), want)
+    named = open_volume(f"{tmp_path / 'a.zarr'}?channel={whole.channels[7]}")
+    np.testing.assert_array_equal(named[:, :, :], want[7])
+    told = CliRunner().invoke(app, ["info", str(tmp_path / "a.zarr")])
+    assert f"24: {whole.channels[0]}, " in told.output and whole.channels[23] in told.output
+    with pytest.raises(VolumeFormatError, match="24 channels .*; choose one with channel=0 … 23"):
+        open_volumes(DataConfig(volumes=(str(tmp_path / "a.zarr"),)))
     with pytest.raises(ValueError, match="of a mae run wanted embedding"):
         prediction.predict(module, tmp_path / "run", data, tmp_path / "c.zarr")

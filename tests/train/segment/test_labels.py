@@ -3,7 +3,7 @@ import pytest
 import torch
 from em_data import new_store, open_volume
 from em_data.geometry import Box
-from em_train.commands.options import absolute_labels
+from em_train.commands.options import absolute, absolute_labels
 from em_train.segment.labels import (
     Classes,
     Specification,
@@ -24,10 +24,27 @@ from em_train.segment.labels import (
         ("m=s3://bucket@home/mito.zarr", ("m", "s3://bucket@home/mito.zarr", None)),
         ("big mito=a.zarr@1", ("big mito", "a.zarr", 1)),
         ("mito(1).zarr@2", ("mito_1_ 2", "mito(1).zarr", 2)),
+        ("a.tif?voxel_nm=5,4,4@1", ("a 1", "a.tif?voxel_nm=5,4,4", 1)),
+        ("m=images:a?match={name}_m.png", ("m", "images:a?match={name}_m.png", None)),
     ],
 )
 def test_options(text, want):
     assert parse(text) == parse(absolute_labels(text)) == Specification(*want)
+
+
+def test_addresses_with_options_stay_right_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.h5", "what?.h5"):
+        (tmp_path / name).touch()
+    for address, place in (
+        ("a.h5::raw?voxel_nm=5,4,4", "a.h5"),
+        ("what?.h5::raw?channel=1", "what?.h5"),
+        ("images:.?least_px=9", "."),
+    ):
+        scheme = "images:" * address.startswith("images:")
+        rest = address.removeprefix(scheme + place)
+        assert absolute(address) == f"{scheme}{tmp_path.absolute() / place}{rest}"
+    assert absolute("gone.tif?voxel_nm=5,4,4") == "gone.tif?voxel_nm=5,4,4"
 
 
 def test_an_option_without_an_address_is_refused():

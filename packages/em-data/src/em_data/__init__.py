@@ -21,6 +21,8 @@ from em_data.errors import (
     VolumeReadError,
 )
 from em_data.formats.address import open_volume
+from em_data.formats.image_labels import ImageLabels, match_labels
+from em_data.formats.images import Images, open_images
 from em_data.geometry import Box, tiles
 from em_data.intensity import GreyRange, grey_range, nan_share
 from em_data.labels import Labels, place_labels, place_mask
@@ -51,6 +53,8 @@ __all__ = [
     "ForkError",
     "GreyRange",
     "ImageConfig",
+    "ImageLabels",
+    "Images",
     "Key",
     "Labels",
     "Level",
@@ -75,8 +79,10 @@ __all__ = [
     "describe",
     "grey_range",
     "hold_out",
+    "match_labels",
     "nan_share",
     "new_store",
+    "open_images",
     "open_volume",
     "place_labels",
     "place_mask",

@@ -8,6 +8,7 @@ few chunks are decoded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from em_data.volume import Volume
 
 BOXES = 48
 BOX_VX = (8, 128, 128)  # at most, for chunks may be whole slices
+MOST_VX = 2**20  # that count of a picture
 IN_FLIGHT = 16  # reads at a time, for volumes on servers
 OUTSIDE_PERCENT = 0.5  # of the values on each side: dust and dead pixels
 
@@ -55,8 +57,15 @@ def grey_range(volume: Volume) -> GreyRange:
 
     Slices of one value, as missing ones are, do not count.
     """
+    if volume.shape[0] == 1 and volume.chunk_vx == volume.shape:  # a picture, decoded whole
+        return range_of([volume.read(Box((0, 0, 0), volume.shape))])
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        boxes = list(pool.map(volume.read, _boxes(volume)))
+        return range_of(list(pool.map(volume.read, _boxes(volume))))
+
+
+def range_of(boxes: Sequence[np.ndarray]) -> GreyRange:
+    """The same of voxels (z, y, x) that are there; of large pictures a part of the pixels counts."""
+    boxes = [box[:, :: (step := _thinned(box)), ::step] for box in boxes]
     planes = [box[box.min(axis=(1, 2)) != box.max(axis=(1, 2))] for box in boxes]
     values = np.concatenate([plane.ravel() for plane in planes])
     if values.dtype.kind == "f":
@@ -82,6 +91,11 @@ def nan_share(volume: Volume) -> float:
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         finite = pool.map(lambda box: np.count_nonzero(np.isfinite(volume.read(box))), boxes)
         return 1 - sum(finite) / sum(math.prod(box.size_vx) for box in boxes)
+
+
+def _thinned(box: np.ndarray) -> int:
+    """How far pixels are apart that count."""
+    return math.ceil(math.sqrt(box.size / MOST_VX))
 
 
 def _percentiles(values: np.ndarray, percents: list[float]) -> list[float]:

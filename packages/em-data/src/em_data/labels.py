@@ -172,6 +172,7 @@ def place_mask(raw: Volume, mask: Volume) -> PlacedVolume:
 
 
 def _place(raw: Volume, volume: Volume, name: str) -> PlacedVolume:
+    volume.check_one_channel()
     if raw.voxel_size_nm is None or volume.voxel_size_nm is None:
         known = [one for one in (raw, volume) if one.voxel_size_nm]
         if raw.shape == volume.shape and not known:
@@ -180,7 +181,8 @@ def _place(raw: Volume, volume: Volume, name: str) -> PlacedVolume:
         raise VolumeFormatError(
             f"{name} ({volume.source}, {volume.shape} voxels of {_nm(volume)}) cannot be placed on "
             f"{raw.source} ({raw.shape} voxels of {_nm(raw)}): {unknown} does not say its voxel size; "
-            "give voxel_size_nm, and origin_nm, when opening it"
+            "say it in the address, ?voxel_nm=Z,Y,X, or give voxel_size_nm, and origin_nm, when "
+            "opening it"
         )
     sizes = list(zip(raw.voxel_size_nm, volume.voxel_size_nm, strict=True))
     from_nm = zip(raw.origin_nm, volume.origin_nm, sizes, strict=True)

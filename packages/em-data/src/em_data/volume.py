@@ -20,12 +20,14 @@ from em_data.geometry import Box, Float3, Int3, check_inside, int3
 # or given and left out of every sample of a `Loader`.
 Nan = Literal["keep", "refuse", "mask"]
 LONGEST = 2**62  # voxels of a side: what can still be counted in 64 bits
+LISTED = 8  # channels named in a line at most: embeddings have hundreds
 
 
 class Array(Protocol):
     """What a format must offer: numpy-like shape, dtype and box reading.
 
-    It may offer `chunks`, `shards` and `compression` besides, named as by zarr and h5py, and
+    It may offer `chunks`, `shards` and `compression` besides, named as by zarr and h5py, `channels`,
+    whose names say that a box has a first axis for them where there are several, and
     `read_into(box, out)`, which decodes a box into memory that is there.
     """
 
@@ -52,7 +54,10 @@ class Level:
 
 @dataclass(frozen=True)
 class Volume:
-    """A lazy volume: `volume[z0:z1, y0:y1, x0:x1]` or `volume.read(box)` gives numpy voxels."""
+    """A lazy volume: `volume[z0:z1, y0:y1, x0:x1]` or `volume.read(box)` gives numpy voxels.
+
+    One with several channels is read by `volume.read_channels(box)`.
+    """
 
     array: Array = field(repr=False)
     source: str
@@ -62,6 +67,7 @@ class Volume:
     levels: tuple[Level, ...] = ()
     level: int = 0
     nan: Nan = "keep"
+    channels: tuple[str, ...] = ()  # names, where the file has several or names the only one
     label_names: tuple[str, ...] = ()
     open_label: Callable[[str], Volume] | None = field(default=None, repr=False, compare=False)
 
@@ -78,7 +84,7 @@ class Volume:
     @property
     def nbytes(self) -> int:
         """Bytes of all voxels when decoded."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * max(1, len(self.channels)) * self.dtype.itemsize
 
     @property
     def chunk_vx(self) -> Int3 | None:
@@ -105,13 +111,32 @@ class Volume:
         if len(self.levels) > 1:
             name = self.levels[self.level].path
             text += f", level {self.level} ({name}) of 0 … {len(self.levels) - 1}"
+        if len(self.channels) > 1:
+            text += f", {len(self.channels)} channels: {listed(self.channels)}"
         return text
+
+    def check_one_channel(self) -> None:
+        """Refuse several channels where one is wanted."""
+        if len(self.channels) > 1:
+            raise VolumeFormatError(
+                f"{self.source} has {len(self.channels)} channels ({listed(self.channels)}); choose "
+                f"one with channel=0 … {len(self.channels) - 1} or its name, in the address after '?'"
+            )
 
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
         """Voxels of `box`, as stored. A box that leaves the volume is refused, never padded.
 
         Formats that can decode into `out`, of the box's shape and this type, do so and give it back.
         """
+        self.check_one_channel()
+        return self._read(box, out)
+
+    def read_channels(self, box: Box) -> np.ndarray:
+        """Voxels of `box` with all channels: (C, z, y, x), of a volume without channels C = 1."""
+        voxels = self._read(box)
+        return voxels if voxels.ndim == 4 else voxels[None]
+
+    def _read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
         check_inside(box, self.shape)
         read_into = getattr(self.array, "read_into", None) if out is not None else None
         try:
@@ -144,7 +169,7 @@ class Volume:
         if self.voxel_size_nm is None:
             raise VolumeFormatError(
                 f"{self.source} does not say its voxel size, so nothing in it can be found in nm; "
-                "give voxel_size_nm when opening it"
+                "say it in the address, ?voxel_nm=Z,Y,X, or give voxel_size_nm when opening it"
             )
         if min(size_nm) <= 0:
             raise BoxError(f"a box of {tuple(size_nm)} nm is empty; every side must be above 0")
@@ -197,6 +222,13 @@ def check_finite(voxels: np.ndarray, source: str, origin_vx: Int3) -> None:
     )
 
 
+class Collection(Sequence[Volume]):
+    """Many volumes that are made when they are asked for; their shapes and type are known before."""
+
+    shapes: np.ndarray  # (V, 3), along (z, y, x)
+    dtype: np.dtype[Any]  # one type that holds all of them
+
+
 def as_volume(array: Array, source: str, format: str) -> Volume:
     """A volume of an array along (z, y, x), refused when it holds no voxels that are numbers."""
     dtype = np.dtype(array.dtype)
@@ -210,4 +242,16 @@ def as_volume(array: Array, source: str, format: str) -> Volume:
             f"{source} is empty or damaged: its shape is given as {tuple(array.shape)}; wanted sides "
             "of at least 1: write it again"
         )
-    return Volume(array=array, source=source, format=format)
+    channels = tuple(getattr(array, "channels", ()))
+    return Volume(array=array, source=source, format=format, channels=channels)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a line, of many the first and the last.
+
+    >>> listed([f"feature {i}" for i in range(32)])
+    'feature 0, feature 1, feature 2, … feature 31'
+    """
+    if len(names) > LISTED:
+        names = [*names[:3], f"… {names[-1]}"]
+    return ", ".join(names)

@@ -11,14 +11,19 @@
 | `http(s)://…`, `s3://…`, `gs://…` | zarr as above, from a server | `remote` |
 | `precomputed://…` before a URL or path, a folder with `info` | precomputed | `tensorstore` |
 | `n5://…` before a URL or path, a folder with `attributes.json` | N5 | `tensorstore` |
+| `images:FOLDER` | many volumes: `open_images` opens them | `tiff` |
 | `synthetic:` or `synthetic:shape=64x384x384,seed=1` | `em_data.synthetic`, rendered on reading | |
 
-Files are told apart by their first bytes, not by their names.
+Files are told apart by their first bytes, not by their names. What a file does not say itself the
+address may say after `?` (`formats/options.py`): `stack.tif?voxel_nm=50,4,4`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +32,12 @@ from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats import n5, precomputed, remote
 from em_data.formats.axes import Gaps, Wanted, check_choice, first_voxel, voxel_size
 from em_data.formats.hdf5 import open_hdf5
+from em_data.formats.images import SCHEME as IMAGES
 from em_data.formats.location import Place
 from em_data.formats.metadata import understood
 from em_data.formats.npy import open_npy
 from em_data.formats.ome_zarr import MARKERS, open_zarr
+from em_data.formats.options import check_options, gaps_of, split_options, voxel_nm
 from em_data.formats.slices import PNG_START, open_slices, open_tiff, slice_files
 from em_data.geometry import Float3
 from em_data.synthetic.volume import SYNTHETIC, open_synthetic
@@ -39,6 +46,7 @@ from em_data.volume import Volume, as_volume
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, plain and BigTIFF
 NPY_START = b"\x93NUMPY"
+SAME_SIZE = 1e-3  # relative difference of voxel sizes that is rounding
 KNOWN = "an OME-Zarr, zarr, N5 or precomputed folder, a folder of slices, HDF5, TIFF or .npy"
 
 
@@ -58,8 +66,9 @@ def open_volume(
         source: an address (table above) or an array.
         at_nm: wanted voxel size; the level whose voxels are nearest to it (in log size) is opened.
             Without it, the finest level. `Volume.level` says which.
-        channel: which channel, by number or by the name in the metadata, where there are several.
-        time: which time point, likewise.
+        channel: which channel, by number or by the name in the metadata; without it all of them, for
+            `Volume.read_channels`.
+        time: which time point, where there are several.
         voxel_size_nm: voxel size, for files that do not say; it overrides what the file says.
         origin_nm: position of the centre of voxel (0, 0, 0), likewise.
         gaps: what to do where the numbers of slices in a folder leave a gap: refuse it, or close it,
@@ -69,14 +78,15 @@ def open_volume(
     >>> volume.shape, int(volume[1:3, 0:2, 0:2].sum())
     ((4, 8, 8), 0)
     """
-    wanted = Wanted(None if at_nm is None else voxel_size("at_nm", at_nm), channel, time, gaps)
+    at_nm = None if at_nm is None else voxel_size("at_nm", at_nm)
+    wanted = Wanted(at_nm, channel, time, gaps)
     if isinstance(source, np.ndarray):
         native = source.astype(source.dtype.newbyteorder("="), copy=False)
         volume = as_volume(native, "array in memory", "numpy")
         check_choice(volume.source, "zyx", wanted)
     else:
         with understood(str(source)):
-            volume = _open_address(str(source), wanted)
+            volume = _open_with_options(str(source), wanted)
     if voxel_size_nm is not None:
         volume = replace(volume, voxel_size_nm=voxel_size("voxel_size_nm", voxel_size_nm))
     if origin_nm is not None:
@@ -84,7 +94,53 @@ def open_volume(
     return volume
 
 
+def _open_with_options(address: str, wanted: Wanted) -> Volume:
+    place, options = split_options(address)
+    if not options:
+        return _open_address(address, wanted)
+    size_nm, channel = voxel_nm(address, options), options.get("channel")
+    if channel is not None:
+        if wanted.channel not in (None, channel) and str(wanted.channel) != channel:
+            raise VolumeFormatError(
+                f"{address} names a channel, and channel={wanted.channel!r} is asked for; give one"
+            )
+        wanted = wanted._replace(channel=channel)
+    if "gaps" in options:
+        wanted = wanted._replace(gaps=gaps_of(address, options))
+    volume = _open_address(place, wanted._replace(options=options))
+    check_options(address, options, volume.format)
+    # Whoever opens it anew, at another level or in another process, needs the options too.
+    volume = replace(volume, source=address)
+    return volume if size_nm is None else _sized(volume, size_nm)
+
+
+def _sized(volume: Volume, size_nm: Float3) -> Volume:
+    """The volume with the voxel size of its address, refused where the file says another one."""
+    stated = volume.levels[0].voxel_size_nm if volume.levels else volume.voxel_size_nm
+    if stated is None:
+        open_label = volume.open_label and partial(_sized_label, volume.open_label, size_nm)
+        return replace(volume, voxel_size_nm=size_nm, open_label=open_label)
+    if not all(math.isclose(s, n, rel_tol=SAME_SIZE) for s, n in zip(stated, size_nm, strict=True)):
+        said = ",".join(f"{s:g}" for s in stated)
+        raise VolumeFormatError(
+            f"{volume.source}: the file itself says voxel_nm={said}; leave the option out, or mend "
+            "the file where that is wrong"
+        )
+    return volume
+
+
+def _sized_label(open_label: Callable[[str], Volume], size_nm: Float3, name: str) -> Volume:
+    """A label image beside a volume: on the same voxels, unless it says otherwise itself."""
+    label = open_label(name)
+    return label if label.voxel_size_nm else replace(label, voxel_size_nm=size_nm)
+
+
 def _open_address(address: str, wanted: Wanted) -> Volume:
+    if address.startswith(IMAGES):
+        raise VolumeFormatError(
+            f"{address} is a collection of images, and one volume is wanted here; name one volume, or "
+            "open the collection with em_data.open_images"
+        )
     if address.startswith(SYNTHETIC):
         check_choice(address, "zyx", wanted)
         return open_synthetic(address)

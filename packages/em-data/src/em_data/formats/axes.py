@@ -1,20 +1,23 @@
 """From what a file has (channels, time points, levels, units) to one volume along (z, y, x).
 
 Axes are read from metadata and never guessed: an axis that is not spatial is dropped when it has
-one element, chosen by `channel=` or `time=`, or refused with a list of what there is.
+one element or is chosen from by `channel=` or `time=`. Several channels stay together unless one is
+chosen; several time points are refused with a list of what there is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from em_data.errors import VolumeFormatError
 from em_data.geometry import NANOMETRES, Float3, Int3, float3
-from em_data.volume import Array, Level
+from em_data.volume import Array, Level, listed
 
 # How units are written outside of OME-NGFF: by ImageJ, OME-XML, N5 and tensorstore.
 UNITS_NM: dict[str, float] = NANOMETRES | {
@@ -34,14 +37,16 @@ class Wanted(NamedTuple):
     channel: int | str | None = None
     time: int | None = None
     gaps: Gaps = "refuse"
+    options: Mapping[str, str] = {}  # of the address, for what only one format knows
 
 
 @dataclass(frozen=True)
 class Picked:
-    """The spatial axes of an array whose other axes stand at one index each."""
+    """The spatial axes of an array whose other axes stand at one index each, or hold channels."""
 
     array: Array
-    index: tuple[int | None, ...]  # None: spatial
+    index: tuple[int | slice | None, ...]  # None: spatial; a slice: all channels
+    channels: tuple[str, ...] = ()  # names of those that are kept
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,8 +76,12 @@ class Picked:
         return getattr(self.array, "compression", None)
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> Any:
+        """The voxels of a box: (z, y, x), or (C, z, y, x) where several channels are kept."""
         parts = iter(index)
-        return self.array[tuple(next(parts) if i is None else i for i in self.index)]
+        found = self.array[tuple(next(parts) if i is None else i for i in self.index)]
+        kept = [i for i in self.index if not isinstance(i, int)]
+        channel = next((at for at, i in enumerate(kept) if i is not None), None)
+        return found if channel is None else np.moveaxis(found, channel, 0)
 
     def _spatial(self, values: Sequence[int]) -> Any:
         return tuple(v for v, i in zip(values, self.index, strict=True) if i is None)
@@ -90,7 +99,7 @@ def check_axes(source: str, axes: Sequence[str]) -> None:
 def check_choice(source: str, axes: Sequence[str], wanted: Wanted) -> None:
     """Refuse the choice of a channel or time point where there is no such axis."""
     for name, choice in (("c", wanted.channel), ("t", wanted.time)):
-        if name not in axes and choice not in (None, 0):
+        if name not in axes and choice not in (None, 0, "0"):
             word = "channel" if name == "c" else "time"
             raise VolumeFormatError(
                 f"{source} has no {word} axis, but {word}={choice!r} was asked for; leave it out"
@@ -105,10 +114,8 @@ def pick_axes(
     >>> import numpy as np
     >>> pick_axes(np.zeros((2, 1, 4, 5, 6)), "ctzyx", "a.tif", Wanted(channel=1)).shape
     (4, 5, 6)
-    >>> pick_axes(np.zeros((2, 4, 5, 6)), "czyx", "a.tif", Wanted())
-    Traceback (most recent call last):
-    ...
-    em_data.errors.VolumeFormatError: a.tif has 2 channels; choose one with channel=0 … 1
+    >>> pick_axes(np.zeros((2, 4, 5, 6)), "czyx", "a.tif", Wanted()).channels
+    ('channel 0', 'channel 1')
     """
     names = [{"channel": "c", "time": "t"}.get(name, name) for name in axes]
     if len(names) != len(array.shape):
@@ -117,12 +124,17 @@ def pick_axes(
             f"shape {tuple(array.shape)}; repair the metadata"
         )
     check_axes(source, axes)
-    index: list[int | None] = []
+    index: list[int | slice | None] = []
+    kept: tuple[str, ...] = ()
     for name, n in zip(names, array.shape, strict=True):
         if name in "zyx":
             index.append(None)
         elif name == "c":
-            index.append(_channel(source, n, wanted.channel, channels))
+            named = [*channels[:n], *(f"channel {i}" for i in range(len(channels), n))]
+            chosen = _channel(source, n, wanted.channel, named)
+            index.append(chosen)
+            if channels or n > 1:
+                kept = tuple(named) if isinstance(chosen, slice) else (named[chosen],)
         elif name == "t":
             index.append(_one(source, "time points", "time", n, wanted.time))
         elif n == 1:
@@ -133,19 +145,20 @@ def pick_axes(
                 "only: write one index of it as a volume of its own"
             )
     check_choice(source, names, wanted)
-    return Picked(array, tuple(index)) if len(index) > 3 else array
+    return Picked(array, tuple(index), kept) if len(index) > 3 else array
 
 
-def _channel(source: str, n: int, choice: int | str | None, channels: Sequence[str]) -> int:
-    if isinstance(choice, str):
-        if choice not in channels:
-            known = ", ".join(map(repr, channels)) or "none by name"
-            raise VolumeFormatError(
-                f"{source} has no channel {choice!r}; it has {n} channels: {known}"
-            )
-        return channels.index(choice)
-    what = f"channels ({', '.join(channels)})" if channels else "channels"
-    return _one(source, what, "channel", n, choice)
+def _channel(source: str, n: int, choice: int | str | None, channels: Sequence[str]) -> int | slice:
+    """Which channel is meant, or all of them where none is chosen."""
+    if choice is None and n > 1:
+        return slice(0, n)
+    if isinstance(choice, str) and choice not in channels and not choice.isdigit():
+        raise VolumeFormatError(
+            f"{source} has no channel {choice!r}; it has {n} channels: {listed(channels)}"
+        )
+    if isinstance(choice, str):  # of an address, where numbers are texts, too
+        choice = channels.index(choice) if choice in channels else int(choice)
+    return _one(source, f"channels ({listed(channels)})", "channel", n, choice)
 
 
 def _one(source: str, what: str, keyword: str, n: int, choice: int | None) -> int:

@@ -17,6 +17,7 @@ from em_data.formats import precomputed, remote
 from em_data.formats.location import Place
 from em_data.formats.metadata import understood
 from em_data.formats.ome_zarr import MARKERS
+from em_data.formats.options import split_options
 from em_data.geometry import Int3, int3
 
 WHITE = "FFFFFF"  # of a channel without a colour, which the format asks for
@@ -43,6 +44,7 @@ def read_legend(address: str) -> Legend:
 
 
 def _legend(address: str) -> Legend:
+    address, options = split_options(address)
     if address.startswith(precomputed.SCHEME) or (Path(address) / "info").is_file():
         url = precomputed.key_value_url(address.removeprefix(precomputed.SCHEME))
         info = precomputed.read_json(url, "info") or {}
@@ -68,6 +70,8 @@ def _legend(address: str) -> Legend:
     count = array.shape[axes.index("c")] if "c" in axes else 1
     if "image-label" in described:
         return _of_label(described["image-label"] or {})
+    if "channel" in options:
+        return Legend()
     return _of_channels((described.get("omero") or {}).get("channels") or (), count)
 
 

@@ -178,7 +178,10 @@ class TiffPages:
                 y0 - ys.start : y1 - ys.start,
                 x0 - xs.start : x1 - xs.start,
             ] = decoded[:, y0 - y : y1 - y, x0 - x : x1 - x]
-        return out[at["S"]] if "S" in at else out[0]
+        samples_yx = out[at["S"]] if "S" in at else out[0]
+        if samples_yx.ndim == 2:
+            return samples_yx
+        return np.moveaxis(samples_yx, 0, key.axes.index("S"))  # to where the page has them
 
     def _segments(self, key: Any, ys: slice, xs: slice) -> list[int]:
         """Numbers of the strips or tiles that hold a part of the box, of all planes."""
@@ -256,7 +259,7 @@ def _check_gaps(folder: Path, files: Sequence[Path]) -> None:
         raise VolumeFormatError(
             f"{folder}: {missing} of {len(files) + missing} slices are missing, between "
             f"{files[at].name} and {files[at + 1].name}{more}; restore them, or let the slices follow "
-            "each other with gaps='close' (emtrain: --set data.gaps=close)"
+            "each other with ?gaps=close after the address, or with --set data.gaps=close"
         )
 
 
@@ -282,7 +285,7 @@ def open_slices(folder: Path, files: Sequence[Path], wanted: Wanted) -> Volume:
                 f"{path} is a folder, a pipe or a device, or a link to nothing; wanted a picture: take "
                 "it out of the folder"
             )
-    header = _png_header if kinds == {True} else _tiff_header
+    header = _png_header if kinds == {True} else tiff_header
     shape, dtype = header(files[0])
     for path in files[1:]:
         other = header(path)
@@ -336,13 +339,14 @@ class SliceFolder:
             ) from error
 
 
-def _tiff_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def tiff_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the only page of a file."""
     try:
         with _open_tiff(path) as file:
             page = file.pages[0]
             shape, axes, pages = page.shape, page.axes, len(file.pages)
             dtype = np.dtype(page.dtype)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (OSError, ValueError, IndexError, KeyError, struct.error) as error:
         raise _damaged_tiff(path, error) from error
     if pages != 1 or axes not in ("YX", "YXS"):
         raise VolumeFormatError(

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from em_data.errors import NotFiniteError, VolumeFormatError
+from em_data.formats.image_labels import ImageLabels
+from em_data.formats.images import Images
 from em_data.formats.remote import SCHEMES
 from em_data.geometry import Box, Int3, shifted
 from em_data.intensity import GreyRange, grey_range
@@ -28,6 +30,7 @@ from em_data.labels import Labels, check_types
 from em_data.loader.batch import Batch, sent_ahead
 from em_data.loader.buffers import Buffers
 from em_data.loader.gather import cut
+from em_data.loader.image_reader import ImageReader
 from em_data.loader.threads import Later, readers
 from em_data.sampler.block_shuffle import Block, BlockId, BlockSampler, Turn
 from em_data.sampler.crop import Sample
@@ -54,6 +57,7 @@ class Counts:
     redrawn: int = 0  # crops that were refused because they were empty
     empty: int = 0  # crops that were used though they are, after many attempts
     masked: int = 0  # crops that were refused because of voxels that are no numbers
+    unreadable: int = 0  # crops of images that are damaged, for which others were drawn
 
 
 class Crop(NamedTuple):
@@ -82,7 +86,8 @@ class Loader:
     step s needs are read again when a run is resumed there.
 
     Args:
-        volumes: raw volumes, all of one type. Samples hold no voxels that are NaN or infinite: they
+        volumes: raw volumes, all of one type, or a collection of images (`open_images`), whose grey
+            ranges are measured as they are read. Samples hold no voxels that are NaN or infinite: they
             are refused, or with `Volume.nan` "mask" drawn again.
         sampler: which says where the samples lie.
         batch_size: samples of this rank in a batch.
@@ -93,7 +98,8 @@ class Loader:
             or 8 crops, of volumes on servers 64.
         rank: of this process.
         world: number of ranks.
-        labels: of each volume (`place_labels`), with the same channels; then batches hold labels.
+        labels: of each volume (`place_labels`, `match_labels`), with the same channels; then batches
+            hold labels.
         empty_share: a crop is drawn again when more than this share of its voxels has one and the
             same value: 0, the largest of the type, or all that it has. None keeps every crop.
         device: batches are sent there ahead of their use; without it they stay where they were read.
@@ -114,7 +120,10 @@ class Loader:
         empty_share: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        dtypes = {volume.dtype for volume in volumes}
+        self._images = ImageReader(volumes) if isinstance(volumes, Images) else None
+        for volume in () if isinstance(volumes, Images) else volumes:
+            volume.check_one_channel()
+        dtypes = types_of(volumes)
         if len(dtypes) != 1 or str(next(iter(dtypes))) not in TYPES:
             raise VolumeFormatError(
                 f"volumes hold {', '.join(sorted(map(str, dtypes)))}; wanted one type among "
@@ -129,7 +138,12 @@ class Loader:
             raise ValueError(
                 f"empty_share is {empty_share:g}; wanted 0 < share ≤ 1, for instance .9"
             )
-        self.volumes = list(volumes)
+        if self._images and isinstance(sampler, BlockSampler):
+            raise ValueError(
+                "images have no blocks to share; sample them with PlaceSampler(images.shapes, …)"
+            )
+        self.volumes = volumes if isinstance(volumes, Images) else list(volumes)
+        self._dtype = next(iter(dtypes))
         self.sampler = sampler
         self.batch_size = batch_size
         self.samples_per_epoch = samples_per_epoch
@@ -143,7 +157,7 @@ class Loader:
         self.counts = Counts()
         self._counting = threading.Lock()
         # Waiting for a server costs nothing, so that many may do so.
-        remote = any(_on_server(volume) for volume in self.volumes)
+        remote = not self._images and any(_on_server(volume) for volume in self.volumes)
         self.threads = max(threads, REMOTE_READERS) if remote and threads else threads
         if in_flight is None and isinstance(sampler, BlockSampler):
             in_flight = sampler.plan.in_flight
@@ -192,7 +206,13 @@ class Loader:
         for attempt in itertools.count():
             sample = self.sampler(key, attempt)
             volume = self.volumes[sample.volume]
-            if isinstance(volume.array, np.ndarray):
+            if self._images:
+                crop, decoded = self._images.read(sample, is_last=attempt == ATTEMPTS - 1)
+                self._count(decoded_bytes=decoded, unreadable=crop is None)
+                if crop is None:
+                    continue
+                voxels, at = crop, (0, 0, 0)
+            elif isinstance(volume.array, np.ndarray):
                 voxels, at = volume.array, sample.box.origin_vx
             else:
                 voxels, at = volume.read(sample.box), (0, 0, 0)
@@ -315,7 +335,7 @@ class Loader:
 
     def _collate(self, crops: list[Crop]) -> Batch:
         config = self.sampler.config
-        dtype, (size_z, *size_yx) = self.volumes[0].dtype, config.crop_vx
+        dtype, (size_z, *size_yx) = self._dtype, config.crop_vx
         raw = self._empty((len(crops), len(config.planes), *size_yx), dtype)  # (B, Z, Y, X)
         gaps = len(config.planes) < size_z
         whole = np.empty((len(crops), *config.crop_vx), dtype) if gaps else raw.numpy()
@@ -328,12 +348,13 @@ class Loader:
         places_vx = np.array([crop.sample.box.origin_vx for crop in crops])
         grey, start_nm, unit_nm = self._figures
         scale, shift = torch.from_numpy(grey[:, number])
+        start_nm, unit_nm = (one[number % len(one)] for one in (start_nm, unit_nm))
         return Batch(
             raw=raw,
             scale=scale,
             shift=shift,
-            voxel_size_nm=[self.volumes[crop.sample.volume].voxel_size_nm for crop in crops],
-            origin_nm=torch.from_numpy(start_nm[number] + places_vx * unit_nm[number]),
+            voxel_size_nm=[self.volumes[one].voxel_size_nm for one in number],
+            origin_nm=torch.from_numpy(start_nm + places_vx * unit_nm),
             keys=[crop.sample.key for crop in crops],
             labels=labels,
             valid=valid,
@@ -341,20 +362,35 @@ class Loader:
 
     @cached_property
     def _figures(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each volume: scale and shift (2, V), origin and voxel size in nm, each (V, 3)."""
+        """Of each volume: scale and shift (2, V), origin and voxel size in nm, each (V, 3).
+
+        Images have one origin and voxel size: (1, 3).
+        """
         unknown = (math.nan, math.nan, math.nan)  # stays unknown
+        if self._images:
+            size_nm = np.array([self._images.images.voxel_size_nm or unknown], float)
+            return self._images.grey, np.zeros((1, 3)), size_nm
         return (
             np.array([[grey.scale, grey.shift] for grey in self.ranges], np.float32).T,
             np.array([volume.origin_nm for volume in self.volumes], float),
             np.array([volume.voxel_size_nm or unknown for volume in self.volumes], float),
         )
 
+    @cached_property
+    def _label_kind(self) -> tuple[int, np.dtype[Any]]:
+        """Channels of the labels, and a type that holds them all."""
+        assert self.labels is not None
+        if isinstance(self.labels, ImageLabels):
+            return len(self.labels.names), self.labels.dtype
+        given = [one for one in self.labels if one is not None]
+        return len(given[0].layers), np.result_type(*(one.dtype for one in given))
+
     def _collate_labels(self, crops: list[Crop]) -> tuple[Tensor | None, Tensor | None]:
         if self.labels is None:
             return None, None
-        given = [one for one in self.labels if one is not None]
-        shape = (len(crops), len(given[0].layers), *self.sampler.config.label_box.size_vx)
-        labels = self._empty(shape, np.result_type(*(one.dtype for one in given)))
+        channels, dtype = self._label_kind
+        shape = (len(crops), channels, *self.sampler.config.label_box.size_vx)
+        labels = self._empty(shape, dtype)
         valid = self._empty(shape, np.dtype(bool))
         labels.zero_()
         valid.zero_()
@@ -366,6 +402,13 @@ class Loader:
                 values[:] = crop.labels[:, z, y, x]
                 is_valid[:] = placed.valid(box)
         return labels, valid
+
+
+def types_of(volumes: Sequence[Volume]) -> set[np.dtype[Any]]:
+    """The types of volumes; a collection of images has one."""
+    if isinstance(volumes, Images):
+        return {volumes.dtype}
+    return {volume.dtype for volume in volumes}
 
 
 def same_share(crop: np.ndarray) -> float:
@@ -387,14 +430,16 @@ def decoded_bytes(volume: Volume, box: Box) -> int:
 
 
 def _checked(
-    labels: Sequence[Labels | None] | None, volumes: list[Volume]
-) -> list[Labels | None] | None:
-    if labels is None or not any(labels):
+    labels: Sequence[Labels | None] | None, volumes: Sequence[Volume]
+) -> Sequence[Labels | None] | None:
+    if labels is None or (not isinstance(labels, ImageLabels) and not any(labels)):
         return None
     if len(labels) != len(volumes):
         raise ValueError(
             f"{len(labels)} labels for {len(volumes)} volumes; give one for each, or None"
         )
+    if isinstance(labels, ImageLabels):
+        return labels
     names = {one.names for one in labels if one is not None}
     if len(names) > 1:
         listed = " and ".join(", ".join(one) for one in sorted(names))

@@ -33,7 +33,7 @@ from em_data.sampler.lattice import lattice
 from em_data.sampler.place_sampler import PlaceSampler, mix_places
 from em_data.sampler.places import Counted, Mixture, Region, centred, origins, whole
 from em_data.sampler.randomness import Key, Stream, random_at
-from em_data.volume import Volume
+from em_data.volume import Collection, Volume
 
 ROUNDS = 64  # whose orders are drawn at once
 UNCHUNKED_VX: Int3 = (32, 128, 128)  # block grid of arrays without chunks
@@ -194,6 +194,8 @@ def choose_sampler(
 ) -> PlaceSampler | BlockSampler:
     """Independent places for volumes that fit the budget and can be held, block shuffle for others.
 
+    Of a collection of images places are always independent: an image has no blocks to share.
+
     Args:
         volumes: raw volumes.
         config: what is cut out of them.
@@ -216,15 +218,17 @@ def choose_sampler(
             "balance and masks both say where crops have their centres; give one of them, or set "
             "the labels outside of the masks to 0"
         )
-    if labels is not None:
+    if labels is not None and not isinstance(volumes, Collection):
         regions = regions or [whole(volume.shape) for volume in volumes]
         pairs = zip(regions, labels, strict=True)
         regions = [centred(region, one.covered) if one else region for region, one in pairs]
     aims = list(aim_at_classes(labels or (), balance)) if balance else []
     if masks is not None and any(masks):
         aims = [aim_at_masks(masks)]
-    shapes = [volume.shape for volume in volumes]
     drawn: dict[str, Any] = {"regions": regions, "weights": weights, "aims": aims}
+    if isinstance(volumes, Collection):
+        return PlaceSampler(volumes.shapes, config, seed, threads=threads, **drawn)
+    shapes = [volume.shape for volume in volumes]
     nbytes = sum(volume.nbytes for volume in volumes)
     nbytes += sum(one.nbytes for one in labels or () if one)
     if exact or nbytes <= budget_bytes:

@@ -12,7 +12,7 @@ from em_data.labels import Labels
 from em_data.sampler.block_plan import WINDOW, place_figures, plan_figures
 from em_data.sampler.block_shuffle import BlockSampler, bytes_per_voxel, chunks_of
 from em_data.sampler.place_sampler import PlaceSampler
-from em_data.volume import Volume
+from em_data.volume import Collection, Volume
 
 
 def describe(
@@ -34,6 +34,16 @@ the voxels'
     """
     crop_vx = sampler.config.crop_vx
     words = " × ".join(map(str, crop_vx))
+    if isinstance(volumes, Collection):
+        pixels = volumes.shapes.astype(float).prod(1)
+        share = pixels if sampler.mixture.weights is None else np.array(sampler.mixture.weights)
+        decoded = float((pixels * share).sum() / share.sum()) / math.prod(crop_vx)
+        seen = -math.expm1(-samples * math.prod(crop_vx) / pixels.sum())
+        return (
+            f"independent crops of {words} voxels from {len(volumes):,} images, each decoded whole: "
+            f"{decoded:.1f} bytes decoded for every byte served; {samples:,} samples cover "
+            f"{_percent(seen)} of the voxels"
+        )
     # What the crops of each box of origins touch.
     reach = [
         [Box(o, int3([n + s - 1 for n, s in zip(size, crop_vx, strict=True)])) for o, size in own]

@@ -14,7 +14,15 @@ from em_data.errors import BoxError
 from em_data.geometry import Box, Int3
 from em_data.sampler.balance import Aim, find_aims
 from em_data.sampler.crop import CropConfig, Sample
-from em_data.sampler.places import Anywhere, Mixture, Places, Region, origins
+from em_data.sampler.places import (
+    Anywhere,
+    EachAnywhere,
+    Everywhere,
+    Mixture,
+    Places,
+    Region,
+    origins,
+)
 from em_data.sampler.randomness import Key, Stream, random_at
 
 
@@ -38,7 +46,9 @@ def mix_places(
             f"weights are {tuple(weights)} for {len(boxes)} volumes; wanted one for each, 0 or more, "
             "not all 0"
         )
-    kinds = find_aims(aims, boxes, config.centre_vx, threads=threads) if aims else []
+    kinds: list[Sequence[Places]] = []
+    if aims:
+        kinds += find_aims(aims, boxes, config.centre_vx, threads=threads)
     for aim, places in zip(aims, kinds, strict=True):
         if weights is not None and not any(
             weight and one.count for weight, one in zip(weights, places, strict=True)
@@ -50,7 +60,10 @@ def mix_places(
     shares = [aim.share for aim in aims]
     rest = 1 - sum(shares)
     if rest > 1e-9:
-        kinds.append(tuple(Anywhere(tuple(own)) for own in boxes))
+        if isinstance(boxes, Everywhere):
+            kinds.append(EachAnywhere(boxes))
+        else:
+            kinds.append(tuple(Anywhere(tuple(own)) for own in boxes))
         shares.append(rest)
     return Mixture(tuple(kinds), tuple(shares), tuple(weights) if weights is not None else None)
 
@@ -59,7 +72,7 @@ class PlaceSampler:
     """Every allowed place is as likely as every other, independently of all samples before.
 
     Args:
-        shapes: voxels of each volume.
+        shapes: voxels of each volume; an array (V, 3) for collections (`Images.shapes`).
         config: what is cut out.
         seed: of the places.
         regions: where in each volume crops may lie; without them anywhere.
@@ -73,7 +86,7 @@ class PlaceSampler:
 
     def __init__(
         self,
-        shapes: Sequence[Int3],
+        shapes: Sequence[Int3] | np.ndarray,
         config: CropConfig,
         seed: int,
         *,

@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from em_data.errors import BoxError
-from em_data.geometry import Box, Int3, disjoint, end_of, intersect, shifted, span
+from em_data.geometry import Box, Int3, disjoint, end_of, int3, intersect, shifted, span
 
 
 class Region(NamedTuple):
@@ -43,12 +43,14 @@ def centred(region: Region, boxes: Sequence[Box]) -> Region:
 
 
 def origins(
-    shapes: Sequence[Int3],
+    shapes: Sequence[Int3] | np.ndarray,
     crop_vx: Int3,
     centre_vx: Int3,
     regions: Sequence[Region] | None = None,
-) -> list[list[Box]]:
+) -> Sequence[Sequence[Box]]:
     """Disjoint boxes of the origins of all allowed crops of each volume; refuses what does not fit.
+
+    Shapes as an array (V, 3), as collections of images have them, are not made into lists.
 
     >>> origins([(50, 1024, 1024)], (64, 256, 256), (32, 128, 128))
     Traceback (most recent call last):
@@ -56,12 +58,14 @@ def origins(
     em_data.errors.BoxError: crop (64, 256, 256) exceeds volume (50, 1024, 1024) on z; take a \
 smaller crop or fewer slices
     """
-    if not shapes:
+    if not len(shapes):
         raise BoxError("no volume to sample from; give at least one")
     if regions is not None and len(regions) != len(shapes):
         raise BoxError(f"{len(regions)} regions for {len(shapes)} volumes; give one for each")
+    if isinstance(shapes, np.ndarray) and regions is None:
+        return Everywhere.of(shapes, crop_vx)
     found = []
-    for number, shape in enumerate(shapes, 1):
+    for number, shape in enumerate(map(int3, shapes), 1):
         which = f" (volume {number} of {len(shapes)})" if len(shapes) > 1 else ""
         for axis, size, length in zip("zyx", crop_vx, shape, strict=True):
             if size > length:
@@ -171,19 +175,66 @@ class Anywhere:
         return Anywhere(tuple(part for own in self.boxes if (part := intersect(own, box))))
 
 
+@dataclass(frozen=True, eq=False)
+class Everywhere(Sequence[list[Box]]):
+    """All origins of many volumes: the boxes of each are made when they are asked for."""
+
+    sizes: np.ndarray  # (V, 3) origins along (z, y, x)
+
+    @staticmethod
+    def of(shapes: np.ndarray, crop_vx: Int3) -> Everywhere:
+        """Those of crops of one shape; refuses volumes that are smaller."""
+        sizes = shapes.astype(np.int64) - (np.array(crop_vx) - 1)
+        small = np.flatnonzero((sizes < 1).any(1))
+        if len(small):
+            raise BoxError(
+                f"crop {crop_vx} exceeds {len(small)} of {len(shapes)} volumes, as number "
+                f"{small[0] + 1} of shape {int3(shapes[small[0]])}; take a smaller crop, or leave them "
+                "out (?least_px=N in the address of images)"
+            )
+        return Everywhere(sizes)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many each volume has."""
+        return self.sizes.prod(1)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, number: Any) -> Any:
+        return [Box((0, 0, 0), int3(self.sizes[number]))]
+
+
+@dataclass(frozen=True, eq=False)
+class EachAnywhere(Sequence["Anywhere"]):
+    """The same as places to be drawn from."""
+
+    origins: Everywhere
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, number: Any) -> Any:
+        return Anywhere(tuple(self.origins[number]))
+
+
 @dataclass(frozen=True)
 class Mixture(Generic[P]):
     """Kinds of places, each with its share of the samples, in several volumes."""
 
-    kinds: tuple[tuple[P, ...], ...]  # of each kind, in each volume
+    kinds: tuple[Sequence[P], ...]  # of each kind, in each volume
     shares: tuple[float, ...]  # of each kind
     weights: tuple[float, ...] | None = None  # of each volume; None: by the number of places
 
     @cached_property
-    def _volume_ends(self) -> list[list[float]]:
+    def _volume_ends(self) -> list[Sequence[float]]:
         """For each kind, how likely the volumes up to each are: the last is the whole."""
-        ends = []
+        ends: list[Any] = []
         for places in self.kinds:
+            if isinstance(places, EachAnywhere):  # an array: there may be half a million
+                ends.append(np.cumsum(self.weights or places.origins.counts))
+                continue
             if self.weights is None:
                 each: list[float] = [place.count for place in places]
             else:

@@ -29,7 +29,7 @@ def block_figures(
     block_vx: Int3,
     *,
     channels: int,
-    raw_itemsize: int = 1,
+    raw_itemsize: float = 1,
     stored_bytes: int = 1,
 ) -> BlockFigures:
     """The cost of blocks of one size, known before the first one is computed.
@@ -39,7 +39,7 @@ def block_figures(
         grid: how it is cut for the model.
         block_vx: what is asked for at once.
         channels: outputs of the model.
-        raw_itemsize: bytes of a voxel of the volume.
+        raw_itemsize: bytes of a voxel of the volume, with those of what lies beside it.
         stored_bytes: bytes that are written for each voxel, over all images.
     """
     block = int3([min(b, n) for b, n in zip(block_vx, shape, strict=True)])
@@ -52,7 +52,7 @@ def block_figures(
     # Mirroring copies what was read.
     peak = OVERHEAD_BYTES + max(2 * source, source + run + add + whole, whole + stored)
     computed = math.prod(tiles * i for (tiles, _), i in zip(axes, grid.input_vx, strict=True))
-    return BlockFigures(int3(block_vx), peak, computed / math.prod(shape))
+    return BlockFigures(int3(block_vx), round(peak), computed / math.prod(shape))
 
 
 @lru_cache
@@ -75,7 +75,7 @@ def choose_block(
     *,
     budget_bytes: int,
     channels: int,
-    raw_itemsize: int = 1,
+    raw_itemsize: float = 1,
     stored_bytes: int = 1,
     at_least: int = 1,
 ) -> BlockFigures:

@@ -8,12 +8,14 @@ and interruptions change no bit.
 Where the halo covers all that the model looks at, tiles without overlap are exact. A model that pads
 its input is wrong near the border of its tile: there, overlapping tiles are blended. Beyond its
 borders the volume is mirrored.
+
+A model may look at several inputs at once, such as a coarse map beside the volume: `beside`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,10 +24,11 @@ import numpy as np
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, int3
 from em_data.volume import Volume
+from em_data.writer.aligned import align, read_places
 
 # Raw tiles as stored (B, Z, Y, X), of the grid's `input_vx` -> (B, C, z, y, x), of its `tile_vx`, or of
-# its `input_vx`, whose halo is then cut off.
-Model = Callable[[np.ndarray], np.ndarray]
+# its `input_vx`, whose halo is then cut off. Of several inputs the tiles of each, one after the other.
+Model = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +154,28 @@ class TileGrid:
         return ranges
 
 
-def predict_block(volume: Volume, model: Model, grid: TileGrid, box: Box) -> np.ndarray:
+def predict_block(
+    volume: Volume, model: Model, grid: TileGrid, box: Box, *, beside: Sequence[Volume] = ()
+) -> np.ndarray:
     """What a model says about every voxel of `box`: (C, z, y, x) float32.
 
     The same, bit for bit, for every way to cut a volume into boxes, as long as the model gives the
     same for the same batch.
+
+    Args:
+        volume: whose voxels `box` and the grid count.
+        model: from tiles to what it says about them.
+        grid: how the volume is cut.
+        box: what is asked for.
+        beside: more inputs, which cover the volume in voxels of their own size; the model is given
+            the tiles of each after those of the volume, (B, z, y, x) of the input's own voxels, or
+            (B, C, z, y, x) where it has channels.
     """
+    others = [align(volume, other, grid) for other in beside]
     counts = grid.count(volume.shape)
     source = grid.source(volume.shape, box)
     raw = read_mirrored(volume, source)  # everything at once: no chunk is decoded twice
+    more = [(other, read_places(other.volume, other.places(source))) for other in others]
     weights = [
         {k: grid.weights(axis, k, counts[axis]) for k in range(*touching)}
         for axis, touching in enumerate(grid._touching(volume.shape, box))
@@ -173,7 +189,11 @@ def predict_block(volume: Volume, model: Model, grid: TileGrid, box: Box) -> np.
                 for tile in group
             )
         ]
-        out = _run(model, np.stack([raw[Box(at, grid.input_vx).slices] for at in starts]), grid)
+        parts = [Box(at, grid.input_vx) for at in starts]
+        tiles = [np.stack([raw[(..., *part.slices)] for part in parts])]
+        for other, read in more:
+            tiles.append(np.stack([read[(..., *other.part(part).slices)] for part in parts]))
+        out = _run(model, tiles, grid)
         if whole is None:
             whole = np.zeros((out.shape[1], *box.size_vx), np.float32)
         for tile, values in zip(group, out, strict=True):
@@ -183,26 +203,26 @@ def predict_block(volume: Volume, model: Model, grid: TileGrid, box: Box) -> np.
     return whole
 
 
-def _run(model: Model, tiles: np.ndarray, grid: TileGrid) -> np.ndarray:
-    """One run of the model: (B, Z, Y, X) -> (B, C, z, y, x) float32."""
-    out = np.asarray(model(tiles))
+def _run(model: Model, tiles: Sequence[np.ndarray], grid: TileGrid) -> np.ndarray:
+    """One run of the model: (B, Z, Y, X) of each input -> (B, C, z, y, x) float32."""
+    out = np.asarray(model(*tiles))
     size = out.shape[2:]
-    if out.ndim != 5 or len(out) != len(tiles) or size not in (grid.tile_vx, grid.input_vx):
+    if out.ndim != 5 or len(out) != len(tiles[0]) or size not in (grid.tile_vx, grid.input_vx):
         raise ValueError(
-            f"the model gave {out.shape} for tiles {tiles.shape}; wanted (B, C, z, y, x) with "
+            f"the model gave {out.shape} for tiles {tiles[0].shape}; wanted (B, C, z, y, x) with "
             f"(z, y, x) = {grid.tile_vx}, or {grid.input_vx} to have the halo cut off"
         )
     if size != grid.tile_vx:
         out = out[(..., *Box(grid.halo_vx, grid.tile_vx).slices)]
-    check_finite(out, tiles)
+    check_finite(out, *tiles)
     return out.astype(np.float32, copy=False)
 
 
-def check_finite(out: np.ndarray, tiles: np.ndarray) -> None:
-    """Refuse values of a model that are not finite, and say whether the raw tiles are to blame."""
+def check_finite(out: np.ndarray, *tiles: np.ndarray) -> None:
+    """Refuse values of a model that are not finite, and say whether the tiles are to blame."""
     if np.isfinite(out).all():
         return
-    if not np.isfinite(tiles).all():
+    if not all(np.isfinite(one).all() for one in tiles):
         raise FloatingPointError(
             "the volume has voxels that are NaN or infinite, so the model says nothing about what "
             "lies around them; give them finite values, or take a part of the volume without them"
@@ -247,13 +267,7 @@ def read_mirrored(volume: Volume, box: Box) -> np.ndarray:
     indices = [
         _mirrored(o, s, n) for o, s, n in zip(box.origin_vx, box.size_vx, volume.shape, strict=True)
     ]
-    origin = [int(index.min()) for index in indices]
-    size = [int(index.max()) - o + 1 for index, o in zip(indices, origin, strict=True)]
-    voxels = volume.read(Box(int3(origin), int3(size)))
-    for axis, (index, o) in enumerate(zip(indices, origin, strict=True)):
-        if len(index) != voxels.shape[axis] or index[0] != o:
-            voxels = voxels.take(index - o, axis)
-    return voxels
+    return read_places(volume, indices)
 
 
 def _mirrored(start: int, size: int, n: int) -> np.ndarray:

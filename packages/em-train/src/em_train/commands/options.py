@@ -102,8 +102,14 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
 
 def absolute(address: str) -> str:
     """The address of a volume that stays right when the run is resumed from another folder."""
-    path, separator, dataset = address.partition("::")  # of HDF5
-    return f"{Path(path).absolute()}{separator}{dataset}" if Path(path).exists() else address
+    from em_data.formats.images import SCHEME as IMAGES
+    from em_data.formats.options import split_options
+
+    scheme = IMAGES if address.startswith(IMAGES) else ""
+    place, _ = split_options(address.removeprefix(scheme))
+    path, _, _ = place.partition("::")  # of HDF5
+    more = address.removeprefix(scheme + path)
+    return f"{scheme}{Path(path).absolute()}{more}" if Path(path).exists() else address
 
 
 def absolute_labels(option: str) -> str:

@@ -7,6 +7,7 @@ recipe asks in nanometres, and this module finds the level, the averaging and th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,7 +66,7 @@ class DataConfig:
     """Give every target the context of another place: the audit, where nothing can be predicted."""
 
 
-def learned(volumes: list[Volume], config: DataConfig) -> list[Box]:
+def learned(volumes: Sequence[Volume], config: DataConfig) -> list[Box]:
     """The part of each volume that is learned from."""
     boxes = []
     for volume in volumes:

@@ -97,7 +97,9 @@ def announce_nan(volumes: Sequence[Volume]) -> None:
 
 
 def check_scale(volumes: Sequence[Volume]) -> None:
-    """Refuse volumes whose voxels differ in size: one network sees one scale."""
+    """Refuse volumes whose voxels differ in size, or with channels: one network sees one scale."""
+    for volume in volumes:
+        volume.check_one_channel()
     sizes = [volume.voxel_size_nm for volume in volumes if volume.voxel_size_nm is not None]
     for axis, values in zip("zyx", zip(*sizes, strict=True), strict=False):
         if max(values) > SAME_SCALE * min(values):

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from em_data import Box, Volume, VolumeFormatError, open_volume
+from em_data import Box, Images, Volume, VolumeFormatError, open_images, open_volume
+from em_data.formats.images import SCHEME as IMAGES
+from em_data.volume import listed
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,11 +38,13 @@ def describe(
         found = _weights(folder)
     elif path and (folder / "config.json").exists():
         found = _run(folder)
+    elif path and path.startswith(IMAGES):
+        found = _collection(open_images(path))
     elif path:
         volume = open_volume(path, channel=channel)
         found = _volume(volume)
         if channel is not None:
-            found["channel"] = channel
+            found.setdefault("channel", channel)
         if thumbnail:
             found["thumbnail"] = _save_thumbnail(volume, thumbnail, channel)
         return found
@@ -91,7 +96,9 @@ def _volume(volume: Volume) -> dict[str, Any]:
         "format": volume.format,
         "shape (z, y, x)": list_text(volume.shape),
         "type": str(volume.dtype),
-        "voxel size (nm)": list_text(size) if size else "unknown: give voxel_size_nm",
+        "voxel size (nm)": list_text(size)
+        if size
+        else "unknown: say it in the address, ?voxel_nm=Z,Y,X",
         "origin (nm)": list_text(volume.origin_nm),
         "extent (µm)": list_text(
             [round(n * s / 1000, 3) for n, s in zip(volume.shape, size, strict=True)]
@@ -110,16 +117,37 @@ def _volume(volume: Volume) -> dict[str, Any]:
             + (f"{list_text(level.voxel_size_nm)} nm" if level.voxel_size_nm else "no unit")
             for level in volume.levels
         ]
+    if len(volume.channels) > 1:
+        found["channels"] = f"{len(volume.channels)}: {listed(volume.channels)}"
+    elif volume.channels:
+        found["channel"] = volume.channels[0]
     if volume.label_names:
         found["labels"] = ", ".join(volume.label_names)
-    size_vx = (1, min(volume.shape[1], LOOK_VX), min(volume.shape[2], LOOK_VX))
+    side = math.ceil(LOOK_VX / math.sqrt(max(1, len(volume.channels))))
+    size_vx = (1, min(volume.shape[1], side), min(volume.shape[2], side))
     z, y, x = ((n - s) // 2 for n, s in zip(volume.shape, size_vx, strict=True))
-    voxels = volume.read(Box((z, y, x), size_vx))
+    voxels = volume.read_channels(Box((z, y, x), size_vx))
     found["values in the middle"] = (
         f"{voxels.min()} to {voxels.max()}, mean {voxels.mean():.1f}, "
         f"{len(np.unique(voxels))} different, in slice {z}"
     )
     return found
+
+
+def _collection(images: Images) -> dict[str, Any]:
+    sides, size = images.shapes[:, 1:], images.voxel_size_nm
+    found: dict[str, Any] = {
+        "images": images.folder,
+        "number": f"{len(images):,}",
+        "smallest (y, x)": list_text(sides[sides.prod(1).argmin()]),
+        "largest (y, x)": list_text(sides[sides.prod(1).argmax()]),
+        "type": str(images.dtype),
+        "voxel size (nm)": list_text(size)
+        if size
+        else "unknown: say it in the address, ?voxel_nm=Z,Y,X",
+        "decoded size": f"{images.nbytes / 2**20:.1f} MiB",
+    }
+    return found | ({"notes": [*images.notes]} if images.notes else {})
 
 
 def _save_thumbnail(volume: Volume, path: Path, channel: int | str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -108,7 +109,7 @@ def augmentation(config: DataConfig) -> AugmentConfig:
     return own[config.augment] if config.augment in own else presets.preset(config.augment)
 
 
-def crop_of(volumes: list[Volume], config: DataConfig, patch_vx: Int3) -> CubeConfig:
+def crop_of(volumes: Sequence[Volume], config: DataConfig, patch_vx: Int3) -> CubeConfig:
     """What is cut out: the patch that the network is shown, and what may turn into it."""
     size = augment.source_vx(patch_vx, augmentation(config), volumes[0].voxel_size_nm)
     for volume in volumes:

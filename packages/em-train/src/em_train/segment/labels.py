@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from em_data import Box, Labels, Volume, open_volume, place_labels
+from em_data.formats.options import split_options
 from em_data.geometry import Float3, disjoint
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def parse(text: str) -> Specification:
     if match is None:
         raise ValueError(f"labels are {text!r}; wanted NAME=ADDRESS or NAME=ADDRESS@VALUE")
     name, address, value = match["name"], match["address"], match["value"]
-    path = PurePath(address.rstrip("/").rpartition("::")[2])
+    path = PurePath(split_options(address)[0].rstrip("/").rpartition("::")[2])
     stem = path.stem if path.suffix in SUFFIXES else path.name
     stem = re.sub(r"[^\w .-]", "_", stem)
     named = name or (stem if value is None else f"{stem} {value}")
