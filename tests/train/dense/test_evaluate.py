@@ -209,9 +209,9 @@ def test_labels_are_found_where_they_lie(tmp_path):
     addresses = [str(tmp_path / "l.zarr" / "labels" / name) for name in "ab"]
     truth = open_truth(raw, addresses, raw)
     assert truth.names == ("rest", "a", "b") and truth.slices() == range(1, 4)
-    classes = truth.read(1, 16, 16)
+    (classes,) = truth.read(Box((1, 0, 0), (1, 16, 16)))
     assert (classes[:5] == 2).all() and (classes[5:10] == 1).all() and (classes[10:] == 0).all()
-    assert (truth.read(0, 16, 16) == -1).all()
+    assert (truth.read(Box((0, 0, 0), (1, 16, 16))) == -1).all()
     with pytest.raises(ValueError, match="--labels"):
         open_truth(raw, [], raw)
 
@@ -223,7 +223,7 @@ def test_borders_lie_where_instances_meet():
     truth = open_truth(volume, ["borders:cells"], _named(volume, "cells"))
     expected = np.zeros((6, 6), int)
     expected[:, 2:4] = 1
-    np.testing.assert_array_equal(truth.read(0, 6, 6), expected)
+    np.testing.assert_array_equal(truth.read(Box((0, 0, 0), (1, 6, 6)))[0], expected)
     assert truth.names == ("inside", "border")
     with pytest.raises(ValueError, match="borders:"):
         open_truth(volume, ["cells"], _named(volume, "cells"))

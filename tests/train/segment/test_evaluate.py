@@ -208,3 +208,36 @@ def test_what_does_not_fit_is_refused_by_name(run):
     with pytest.raises(FileNotFoundError, match="finish the run first"):
         invoke(run / "run", "--data", run / "v.zarr")
     (run / "run" / "hidden").rename(run / "run" / "classes.json")
+
+
+def test_borders_of_instances_are_trained_judged_and_divided(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 9, (6, 8, 8)).repeat(8, 1).repeat(8, 2).astype(np.uint16)
+    with new_store(tmp_path / "v.zarr") as store:
+        image = store.add_image(cells.shape, np.uint8, (40.0, 8.0, 8.0))
+        image.write(Box((0, 0, 0), cells.shape), (cells * 20).astype(np.uint8))
+        image = store.add_image(cells.shape, np.uint16, (40.0, 8.0, 8.0), label="cells")
+        image.write(Box((0, 0, 0), cells.shape), cells)
+    settings = {
+        "data": {
+            "volumes": [str(tmp_path / "v.zarr")],
+            "labels": ["borders:cells"],
+            "patch_vx": 32,
+        },
+        "model": {"unet": {"channels": [4, 6]}},
+        "optim": {"steps": 1},
+        "run": {"device": "cpu"},
+    }
+    config = resolve(recipe.Config, [Layer("test", settings)])
+    assert recipe.run(config, new_run(tmp_path / "run", config, "segment"))
+    told = invoke(
+        *(tmp_path / "run", "--data", tmp_path / "v.zarr", "--score-z", "4:6"),
+        *("--instances", "between:border", "--json", tmp_path / "s.json"),
+    )
+    assert told.exit_code == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert [one["class"] for one in found["classes"]] == ["border"]
+    # Blocks of one number that touch hang together; borders part the others.
+    assert found["instances"][0]["instances"] == sum(
+        label(one + 1, connectivity=1).max() for one in cells[4:]
+    )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from em_train.commands.options import (
+    LABELS,
     Debug,
     Json,
     app,
@@ -36,9 +37,9 @@ def probe(
         list[str] | None,
         typer.Option(
             "--labels",
-            metavar="VOLUME",
-            help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
-            "Default: labels/classes of the volume.",
+            metavar="LABELS",
+            help=f"{LABELS} A single ADDRESS may be a map too. May be repeated: a later class wins. "
+            "Default: the label image classes.",
         ),
     ] = None,
     beside: Annotated[
@@ -156,10 +157,10 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--labels",
-            metavar="VOLUME",
-            help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
-            "Default: labels/classes of the volume. For a segment run: NAME=ADDRESS[@VALUE] for "
-            "each of its classes; by default those that it was trained on.",
+            metavar="LABELS",
+            help=f"{LABELS} A single ADDRESS may be a map too, but for a segment run. May be repeated: "
+            "a later class wins. Default: the label image classes; for a segment run the labels that it "
+            "was trained on.",
         ),
     ] = None,
     fit_z: Annotated[
@@ -182,7 +183,7 @@ def evaluate(
         str | None, typer.Option(metavar="VOLUME", help="Score on another volume.")
     ] = None,
     score_labels: Annotated[
-        list[str] | None, typer.Option(metavar="VOLUME", help="Its labels, as --labels.")
+        list[str] | None, typer.Option(metavar="LABELS", help="Its labels, as --labels.")
     ] = None,
     at_nm: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="Voxel size instead of the run's.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from em_train.commands.options import (
+    LABELS,
     ConfigFile,
     Debug,
     Gpus,
@@ -104,9 +105,8 @@ def segment(
         list[str] | None,
         typer.Option(
             "--labels",
-            metavar="NAME=LABELS[@VALUE]",
-            help="A class: where a label volume is not 0, or has a value. LABELS may name a label "
-            "image beside the volume. Once for each class, and for each volume in the same order.",
+            metavar="LABELS",
+            help=f"{LABELS} Once for each class, and for each volume in the same order.",
         ),
     ] = None,
     val_z: Annotated[
@@ -158,6 +158,7 @@ def segment(
     """
     from em_train.engine import config as configuration
     from em_train.engine.config import Layer
+    from em_train.engine.run_folder import stored_config
     from em_train.recipes import segment as recipe
     from em_train.segment.networks import guide_of
     from em_train.segment.series import begun_with, run_series, slice_counts
@@ -167,7 +168,12 @@ def segment(
     if data:
         given["volumes"] = [*map(absolute, data)]
     if labels:
-        given["labels"] = [*map(absolute_labels, labels)]
+        beside = given.get("volumes")
+        if beside is None:
+            begun = resume and out and (out / "config.json").exists()
+            own = [stored_config(out, "segment")] if out and begun else []
+            beside = configuration.resolve(recipe.Config, [*own, *layers]).data.volumes
+        given["labels"] = absolute_labels(labels, beside)
     if val_z:
         given["split"] = {"z": parse_range("--val-z", val_z)}
     counts = slice_counts(slices)

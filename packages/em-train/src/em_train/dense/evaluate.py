@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from em_data import Volume, grey_range, open_volume
+from em_data import Box, Volume, grey_range, open_volume
 from em_models import FilterBank, FilterBankConfig
 from torch import Tensor
 
@@ -302,8 +302,7 @@ def panels_of(
     found = hard_codes(encoder, plane[None].numpy())[0]
     height, width = found.shape
     shown = (slice(margin, margin + height), slice(margin, margin + width))
-    truth = scored.truth.read(z, *scored.raw.shape[1:])
-    truth = truth[y0 : y0 + plane.shape[0], x0 : x0 + plane.shape[1]][shown]
+    truth = scored.truth.read(Box((z, y0, x0), (1, *plane.shape)))[0][shown]
     raw = np.rint(plane.numpy()[shown] * 255).astype(np.uint8)
     n = len(scored.truth.names)
     named = np.array(codes.names)[found]

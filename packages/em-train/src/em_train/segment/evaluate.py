@@ -19,6 +19,7 @@ from rich.table import Table
 
 from em_train.engine.jsonable import blank_nan
 from em_train.engine.progress import say
+from em_train.judge.labels import parse
 from em_train.judge.truth import Protocol
 from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
@@ -29,7 +30,7 @@ from em_train.segment.instances import (
     judge_instances,
     overlaps,
 )
-from em_train.segment.labels import Classes, open_labels, parse
+from em_train.segment.labels import Classes, open_labels
 from em_train.segment.metrics import SCORES, ClassScore
 from em_train.segment.report import Case, examine, save_case
 from em_train.segment.run import open_run
@@ -148,6 +149,7 @@ def evaluate(
         at_nm=data.at_nm,
         ignore=data.ignore,
         exclusive=data.exclusive,
+        names=stored.names,
     )
     if classes.names != stored.names:
         raise ValueError(
@@ -209,7 +211,7 @@ def labels_of(data: DataConfig, number: int) -> list[str]:
     """The labels of one volume of a run, as `--labels` takes them."""
     given: dict[str, list[str]] = {}
     for option in data.labels:
-        given.setdefault(parse(option).name, []).append(option)
+        given.setdefault(parse(option).called, []).append(option)
     return [own[number] if len(own) > 1 else own[0] for own in given.values()]
 
 
@@ -225,7 +227,7 @@ class Dividing:
         channel = self.wanted.channel
         stored = self.labels.read(window.box)[0 if self.classes.values else channel, 0]
         true, known = (one[channel, 0].numpy() for one in (window.truth, window.known))
-        labels = np.where(true, stored, 0)
+        labels = true if self.classes.borders else np.where(true, stored, 0)
         pair = divide(found[channel], labels, known, between=self.wanted.between)
         self.overlaps.append(overlaps(*pair))
 
