@@ -66,6 +66,7 @@ def test_scores_are_those_of_the_run_on_the_same_slices(run, tmp_path):
         "labels": ["mito"],
         "score_z": [4, 5],
         "slices": ["z 4"],
+        "grey": json.loads((run / "run" / "grey.json").read_text())[0],
     }
     assert (tmp_path / "worst.png").exists() and (tmp_path / "worst-best.png").exists()
 

@@ -11,6 +11,7 @@ import typer
 from em_train.commands.options import (
     LABELS,
     Debug,
+    Grey,
     Json,
     app,
     parse_layers,
@@ -196,6 +197,7 @@ def evaluate(
             "repeated.",
         ),
     ] = None,
+    grey: Grey = "auto",
     border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
     seed: Annotated[int, typer.Option(help="Of clusterings and probes.")] = 0,
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
@@ -247,6 +249,7 @@ def evaluate(
         protocol,
         at_nm=tuple(parse_numbers("--at-nm", at_nm, float)) if at_nm else None,
         baselines=baselines,
+        grey=grey,
         **({"instances": instances} if instances else {}),
     )
     found.show()

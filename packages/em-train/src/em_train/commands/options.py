@@ -50,6 +50,15 @@ LABELS = (
     "this value. borders:INSTANCES: where instances meet. classes:MAP: every value above 0. A label "
     "image that is stored with the raw volume goes by its name, a file of this name by ./NAME."
 )
+Grey = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|run|volume|LOW,HIGH",
+        help="Which grey values are 0 and 1 for the network: those of the run, of the volume, or two "
+        "numbers. auto: the run's where the volume's lie within a tenth of their range, else the "
+        "volume's.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="A .toml file, or the config.json of a run."),

@@ -7,9 +7,10 @@ and how samples become batches does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from em_data import BlockSampler, Volume, binned, choose_sampler, open_volume
+from em_data import BlockSampler, GreyRange, Volume, binned, choose_sampler, open_volume
 from em_data.loader import Loader
 
 from em_train.engine import distributed
@@ -122,8 +123,16 @@ def load(
     )
 
 
-def fingerprint(loader: Loader, *more: object) -> str:
+@dataclass(frozen=True)
+class Fingerprint:
     """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
+
+    text: str
+    ranges: tuple[GreyRange, ...]  # of the volumes
+
+
+def fingerprint(loader: Loader, *more: object) -> Fingerprint:
+    """That of a loader, and of what else is said about its samples."""
     parts = [
         f"{volume.dtype} {volume.shape} of {grey.low:.4g} to {grey.high:.4g}"
         for volume, grey in zip(loader.volumes, loader.ranges, strict=True)
@@ -131,4 +140,4 @@ def fingerprint(loader: Loader, *more: object) -> str:
     parts += [str(one) for one in more]
     if isinstance(loader.sampler, BlockSampler):
         parts.append(f"blocks {loader.sampler.plan}")
-    return ", ".join(parts)
+    return Fingerprint(", ".join(parts), tuple(loader.ranges))

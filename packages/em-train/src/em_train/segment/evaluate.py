@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from em_data import Box, Labels, Region, Split, grey_range, open_volume
+from em_data import Box, Labels, Region, Split, open_volume
 from em_data.geometry import intersect
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from em_train.engine.grey import choose
 from em_train.engine.jsonable import blank_nan
 from em_train.engine.progress import say
 from em_train.judge.labels import parse
@@ -114,6 +115,7 @@ def evaluate(
     *,
     at_nm: tuple[float, float, float] | None = None,
     baselines: bool = True,
+    grey: str = "auto",
     instances: Sequence[str] = (),
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
@@ -126,6 +128,7 @@ def evaluate(
         protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
         at_nm: voxel size instead of that of the run.
         baselines: there are none here.
+        grey: which grey values become 0 and 1, as `em_train.engine.grey.choose` takes it.
         instances: names of classes whose instances are judged, or between: and a name, see `divide`.
     """
     if score is not None or protocol.fit_z is not None:
@@ -172,9 +175,9 @@ def evaluate(
             raise ValueError(f"no slice of --score-z {first}:{end} is labelled; give others")
     region = Region(everything, everything)
     split = Split((region,), (region,), (everything,))
-    windows = choose_windows(
-        [volume], [grey_range(volume)], [labels], classes, split, protocol.slices
-    )
+    chosen = choose(run, volume, grey)
+    say(f"grey    {chosen}")
+    windows = choose_windows([volume], [chosen.range], [labels], classes, split, protocol.slices)
     check_scored(windows, classes)
     if trained and protocol.score_z is None:
         say(
@@ -200,6 +203,7 @@ def evaluate(
         "labels": list(options),
         "score_z": protocol.score_z,
         "slices": slices_of(windows),
+        "grey": chosen.ends,
     }
     judged = {text: judge_instances(one.overlaps) for text, one in dividing.items()}
     return Evaluation(
