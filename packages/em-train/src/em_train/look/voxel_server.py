@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         """Let no connection be kept by who says nothing."""
-        self.timeout = TIMEOUT_SECONDS
+        self.request.settimeout(TIMEOUT_SECONDS)
         super().setup()
 
     def do_GET(self) -> None:
