@@ -14,6 +14,8 @@ import json
 import math
 import re
 import secrets
+import socket
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +33,7 @@ CHUNK_VX = (64, 64, 64)  # of volumes without chunks
 SMALLEST_BYTES, LARGEST_BYTES = 1 << 15, 1 << 21  # of one answer
 TYPES = {"bool": "uint8", "float16": "float32", "float64": "float32", "int64": "float32"}
 PLACE = re.compile("_".join([r"(-?[0-9]{1,18})-(-?[0-9]{1,18})"] * 3))  # x, y, z
-HOSTS = (LOOPBACK, "localhost", "[::1]")
+HOSTS = (LOOPBACK, "localhost")
 CONNECTIONS = 64  # at once, a thread each; a browser has six of a server
 TIMEOUT_SECONDS = 30.0  # that a connection may say nothing, or take nothing
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n"
@@ -162,6 +164,8 @@ class VoxelServer(ThreadingHTTPServer):
         self.hosts = hosts
         self.token = secrets.token_hex(16)
         self._free = threading.BoundedSemaphore(CONNECTIONS)
+        self._silent: dict[socket.socket, None] = {}  # who has asked nothing yet, the oldest first
+        self._counting = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
 
     def address(self, number: int) -> str:
@@ -186,11 +190,15 @@ class VoxelServer(ThreadingHTTPServer):
         return None
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread, or, where there are too many, say so at once."""
-        if self._free.acquire(blocking=False):
+        """Answer a connection in a thread; of too many, one that is silent makes room, or it waits."""
+        if self._free.acquire(blocking=False) or (
+            self._drop_silent() and self._free.acquire(timeout=1.0)
+        ):
+            self.mark(request, silent=True)
             try:
                 super().process_request(request, client_address)
             except BaseException:  # no thread has begun
+                self.mark(request, silent=False)
                 self._free.release()
                 raise
             return
@@ -204,7 +212,29 @@ class VoxelServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.mark(request, silent=False)
             self._free.release()
+
+    def mark(self, request: socket.socket, *, silent: bool) -> None:
+        """Note whether a connection has still to ask something."""
+        with self._counting:
+            self._silent.pop(request, None)
+            if silent:
+                self._silent[request] = None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who leaves in the middle is no error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def _drop_silent(self) -> bool:
+        with self._counting:
+            oldest = next(iter(self._silent), None)
+            if oldest is not None:
+                del self._silent[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end
+        return oldest is not None
 
     def __enter__(self) -> VoxelServer:
         self._thread.start()
@@ -225,7 +255,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.request.settimeout(TIMEOUT_SECONDS)
         super().setup()
 
+    def handle_one_request(self) -> None:
+        """Wait for a request, and answer it."""
+        self.server.mark(self.request, silent=True)
+        super().handle_one_request()
+
     def do_GET(self) -> None:
+        self.server.mark(self.request, silent=False)
         known = re.sub(":[0-9]+$", "", self.headers.get("Host", "")).lower() in self.server.hosts
         found = None
         try:
