@@ -12,12 +12,13 @@ import pytest
 from em_data import open_volume
 from em_data.formats.legend import read_legend
 from em_data.synthetic import CLASSES
+from em_train import catalogue
 from em_train.cli import app
-from em_train.commands import judge, options
+from em_train.commands import options
 from typer.testing import CliRunner
 
 RUN = [
-    *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
+    *("--set", "run.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
     *("--set", "model.encoder.pools=[]"),
     *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
 ]
@@ -156,7 +157,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
 def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "mae"}')
     with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
-        options.recipe_of(tmp_path, judge.EVALUATIONS)
+        catalogue.module_for(tmp_path, "evaluate")
     assert (
         options.parse_range("--fit-z", "3:12") == (3, 12)
         and options.parse_range("--fit-z", None) is None
@@ -200,7 +201,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    arguments = [*DATA, "--out", str(run), *RUN, "--set", "optim.steps=100000"]
+    arguments = [*DATA, "--out", str(run), *RUN, "--set", "run.steps=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "em_train.cli", "dense-ssl", *arguments],
         stderr=subprocess.PIPE,
@@ -216,10 +217,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 75, errors
     assert "--resume" in errors and "Traceback" not in errors
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    resumed = emtrain(
-        "dense-ssl", "--out", run, "--resume", "--set", f"optim.steps={steps[-1] + 2}"
-    )
-    refused(resumed, "optim.steps")  # the schedule depends on it
+    resumed = emtrain("dense-ssl", "--out", run, "--resume", "--set", f"run.steps={steps[-1] + 2}")
+    refused(resumed, "run.steps")  # the schedule depends on it
     assert "saved at step" in (run / "log.txt").read_text()
 
 

@@ -110,7 +110,7 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(slurm, tmp_path):
     run = tmp_path / "run"
 
     def job(steps):
-        sets = ["--set", f"optim.steps={steps}", "--processes", "2", "--set", "run.device=cpu"]
+        sets = ["--set", f"run.steps={steps}", "--processes", "2", "--set", "run.device=cpu"]
         return script(["dense-ssl", *RUN, *sets], run, gpus=None, processes=2)
 
     process = subprocess.Popen(["bash", "-c", job(300)], stderr=subprocess.PIPE, text=True)

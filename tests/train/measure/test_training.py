@@ -2,7 +2,9 @@ import math
 from types import SimpleNamespace
 
 import torch
+from em_train.engine import optim
 from em_train.engine.optim import OptimConfig
+from em_train.engine.rehearsal import one_player
 from em_train.engine.run_config import RunConfig
 from em_train.measure import training
 from torch import nn
@@ -32,14 +34,23 @@ class Some:
 
 def recipe(seconds):
     def rehearse(config, device):
-        return nn.Linear(64, 64, bias=False), Slow(seconds), lambda n, b: n(b.raw).square().mean()
+        network = nn.Linear(64, 64, bias=False)
+        return one_player(
+            network,
+            Slow(seconds),
+            lambda n, b: n(b.raw).square().mean(),
+            optim.adamw(network, OptimConfig()),
+            clip_norm=5.0,
+            run=config.run,
+            device=device,
+        )
 
     return SimpleNamespace(rehearse=rehearse)
 
 
 def test_waiting_and_arithmetic_are_told_apart():
-    config = SimpleNamespace(run=RunConfig(device="cpu", precision="fp32"), optim=OptimConfig())
-    figures = training.measure(recipe(0.03), config, steps=3, rounds=2)
+    config = SimpleNamespace(run=RunConfig(device="cpu", precision="fp32"))
+    figures = training.training_speed(recipe(0.03), config, steps=3, rounds=2)
     found = {row["case"]: row["ours"] for row in figures["rows"]}
     assert found["samples/s with reading"] < 4 / 0.03
     assert found["samples/s without reading"] > found["samples/s with reading"]

@@ -227,8 +227,8 @@ class World:
         """One training, with the scores of what did best on the slices to choose on."""
         torch.manual_seed(seed)
         more = {
-            "optim": {"lr": rate, "steps": steps, "warmup_steps": min(50, steps // 4)},
-            "run": {"seed": seed},
+            "optim": {"lr": rate, "warmup_steps": min(50, steps // 4)},
+            "run": {"seed": seed, "steps": steps},
         }
         config = resolve(
             recipe.Config, [Layer("peers", dataclasses.asdict(self.config)), Layer("run", more)]
@@ -236,7 +236,7 @@ class World:
         networks = nn.ModuleDict({"network": make()})
         networks.to(memory_format=ORDERS[channels_last])
         optimiser = adamw(networks, config.optim)
-        schedule = Schedule(optimiser, config.optim)
+        schedule = Schedule(optimiser, config.optim, config.run.steps)
         best: tuple[float, dict[str, Tensor], Any] = (-1.0, {}, None)
         curve = {}
         clock = time.process_time()

@@ -53,8 +53,7 @@ MODULE = "em_train.segment.predict"
 SIZE_NM = (8.0, 8.0, 8.0)
 SETTINGS = {
     "model": {"unet": {"channels": [4, 8, 8]}},
-    "optim": {"steps": 30},
-    "run": {"device": "cpu", "precision": "fp32"},
+    "run": {"steps": 30, "device": "cpu", "precision": "fp32"},
 }
 # The recipe's own plan, with a line in a file for every block that is begun.
 LOGGED = """

@@ -128,10 +128,10 @@ class Fingerprint:
     """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
 
     text: str
-    ranges: tuple[GreyRange, ...]  # of the volumes
+    ranges: tuple[GreyRange, ...] = ()  # of the volumes
 
 
-def fingerprint(loader: Loader, *more: object) -> Fingerprint:
+def fingerprint_data(loader: Loader, *more: object) -> Fingerprint:
     """That of a loader, and of what else is said about its samples."""
     parts = [
         f"{volume.dtype} {volume.shape} of {grey.low:.4g} to {grey.high:.4g}"

@@ -14,15 +14,18 @@ from em_train.engine.run_folder import RunFolder
 class States:
     """Everything that changes during a run, under its name, and what must not: the data."""
 
-    def __init__(self, folder: RunFolder, run: RunConfig, data: Fingerprint, **parts: Any) -> None:
+    def __init__(
+        self, folder: RunFolder, run: RunConfig, data: Fingerprint | str, **parts: Any
+    ) -> None:
         """
         Args:
             folder: where checkpoints lie.
             run: how many are kept, and on how many processes a run may go on.
-            data: fingerprint of what is learned from.
+            data: fingerprint of what is learned from, in words alone where grey values mean nothing.
             parts: what has a `state_dict`.
         """
-        self.folder, self.run, self.data, self.parts = folder, run, data, parts
+        self.folder, self.run, self.parts = folder, run, parts
+        self.data = Fingerprint(data) if isinstance(data, str) else data
 
     def begin(self, *, resume: bool) -> int:
         """The step after which the run goes on: with `resume` that of the newest state, else 0."""
@@ -40,7 +43,7 @@ class States:
         else:
             self.save(0)  # a run that is killed early can be resumed too
         self.folder.rewind(start)
-        if self.folder.leads:
+        if self.folder.leads and self.data.ranges:
             grey.keep(self.folder.path, self.data.ranges)
         return start
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume, place_mask
 from em_data.geometry import end_of
-from em_data.labels import Layer
+from em_data.labels import PlacedVolume
 from torch import Tensor
 
 from em_train.engine.progress import say
@@ -67,7 +67,7 @@ class Truth:
     """Label volumes on a raw volume: classes 0, 1, …, a later one wins."""
 
     names: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[PlacedVolume, ...]
     kind: str = ""  # MAP or BORDERS of one volume; else each volume is a class
     values: tuple[int | None, ...] = ()  # of each volume the one that counts; None: all above 0
 
@@ -148,10 +148,10 @@ def stored_truth(volume: Volume) -> Truth | None:
         return None
     labels = volume.labels(CLASSES)
     own, other = ((v.shape, v.voxel_size_nm, v.origin_nm) for v in (volume, labels))
-    return Truth((), (Layer(labels, volume.shape),), MAP) if own == other else None
+    return Truth((), (PlacedVolume(labels, volume.shape),), MAP) if own == other else None
 
 
-def _nearest(layer: Layer, box: Box) -> np.ndarray:
+def _nearest(layer: PlacedVolume, box: Box) -> np.ndarray:
     """The label nearest to every pixel of a box of one slice, −1 outside the labels: (Y, X)."""
     (z, y0, x0), (_, y1, x1) = box.origin_vx, end_of(box)
     at_z = int(layer.nearest(0, z, z + 1)[0])
@@ -169,7 +169,7 @@ def _nearest(layer: Layer, box: Box) -> np.ndarray:
     return found
 
 
-def _borders(layer: Layer, box: Box) -> np.ndarray:
+def _borders(layer: PlacedVolume, box: Box) -> np.ndarray:
     """1 where one of the four neighbours belongs to another instance, −1 outside the labels: (Y, X)."""
     (z, *low), (_, *high) = box.origin_vx, end_of(box)
     first = [max(0, a - 1) for a in low]  # with the neighbours of what lies at the edge of the box

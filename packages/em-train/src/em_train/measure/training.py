@@ -11,7 +11,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,36 +18,22 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from em_train.engine import distributed, optim, precision
+from em_train.catalogue import Recipe
+from em_train.engine import precision
 from em_train.engine.device import choose_device
-from em_train.engine.ema import moving_average
-from em_train.engine.update import Update
 
 PEAK_S = 0.3  # for which a matrix product is repeated
 SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 
-def measure(recipe: ModuleType, config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
+def training_speed(recipe: Recipe, config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
     """Speeds of a recipe's training step: `{machine, conditions, rows}`."""
     torch.manual_seed(config.run.seed)
     device = choose_device(config.run.device)
     precision.allow_tf32(config.run.tf32)
-    networks, loader, loss_of = recipe.rehearse(config, device)
-    average = moving_average(networks, config.optim)
-    if config.run.compile:
-        for network in networks.children():
-            network.compile()
-    scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optim.adamw(networks, config.optim), config.optim, scaler)
-    measured = distributed.parallel(loss_of, networks)
-
-    def train(batch: Any) -> None:
-        with precision.autocast(config.run.precision, device):
-            loss = measured(batch.to(device))
-        if update(loss):
-            average.update_parameters(networks)
-
-    coming = iter(loader.batches(0, (rounds + 1) * steps + 2))
+    rehearsal = recipe.rehearse(config, device)
+    train = rehearsal.step
+    coming = iter(rehearsal.loader.batches(0, (rounds + 1) * steps + 2))
     held = next(coming)
     train(held)
     with FlopCounterMode(display=False) as counter:
@@ -104,7 +89,7 @@ def show(recipe: str, figures: dict[str, Any]) -> None:
 
 
 def _fed(
-    train: Callable[[Any], None], coming: Iterator[Any], steps: int, device: torch.device
+    train: Callable[[Any], object], coming: Iterator[Any], steps: int, device: torch.device
 ) -> tuple[float, float]:
     """Seconds that some steps waited for their batches, and that they took in all."""
     waited, began = 0.0, time.perf_counter()
