@@ -1,13 +1,17 @@
 """The same spellings mean the same everywhere: for classes that are trained and those that are judged."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from em_data import Box, new_store, open_volume
 from em_data.errors import VolumeNotFoundError
+from em_train.cli import app
 from em_train.commands.options import absolute_labels
 from em_train.judge.labels import names_of, parse
 from em_train.judge.truth import open_truth
 from em_train.segment.labels import open_labels, truth_of
+from typer.testing import CliRunner
 
 SHAPE, SIZE = (4, 12, 12), (40.0, 4.0, 4.0)
 EVERYTHING = Box((0, 0, 0), SHAPE)
@@ -38,6 +42,8 @@ def test_options(text, want):
     ("text", "message"),
     [
         *(("", "wanted NAME=ADDRESS"), ("@3", "wanted NAME=ADDRESS")),
+        *(("mito=", "wanted NAME=ADDRESS"), ("mito=@3", "wanted NAME=ADDRESS")),
+        *(("borders:", "wanted NAME=ADDRESS"), ("x=classes:", "wanted NAME=ADDRESS")),
         *(("borders:cells@3", "leave @3 out"), ("classes:map@3", "leave @3 out")),
         ("mito=classes:map", "leave mito= out"),
     ],
@@ -118,6 +124,16 @@ def test_the_label_image_wins_over_a_file_of_its_name_everywhere(folder, capsys)
         for read in (judged, trained):
             np.testing.assert_array_equal(read(raw, [option])[0], own == 0)
             assert "label image" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("volume", [("--data",), ("--set", "data.volumes=")])
+def test_the_command_keeps_the_name_of_a_label_image(folder, volume):
+    raw, _ = folder
+    address = raw.source if len(volume) == 1 else f'{volume[1]}["{raw.source}"]'
+    for typed, kept in (("x=own", "x=own"), ("x=./own", f"x={Path.cwd() / 'own'}")):
+        command = ["segment", volume[0], address, "--labels", typed, "--show-config"]
+        told = CliRunner(env={"COLUMNS": "300"}).invoke(app, command, catch_exceptions=False)
+        assert told.exit_code == 0 and f"('{kept}',)" in told.output
 
 
 def test_what_is_not_there_is_named_with_what_is(folder):

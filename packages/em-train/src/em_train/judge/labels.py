@@ -31,6 +31,8 @@ SPECIFICATION = re.compile(
     r"(?P<address>[^@]+(?:@[^0-9@][^@]*)*)(?:@(?P<value>[0-9]+))?"
 )
 
+EMPTY = re.compile(r"(?:[\w .-]+=)?(?:(?:borders|classes):)?(?:@[0-9]*)?")  # without an address
+
 SUFFIXES = (".zarr", ".n5", ".npy", ".tif", ".tiff", ".h5")
 
 WANTED = "NAME=ADDRESS, NAME=ADDRESS@VALUE, borders:ADDRESS or classes:ADDRESS"
@@ -93,7 +95,7 @@ def parse(text: str) -> Specification:
     'mito'
     """
     match = SPECIFICATION.fullmatch(text)
-    if match is None:
+    if match is None or EMPTY.fullmatch(text):
         raise ValueError(f"labels are {text!r}; wanted {WANTED}")
     name, kind, value = match["name"], match["kind"] or "", match["value"]
     if kind and value:
