@@ -7,6 +7,7 @@ import em_models
 import numpy as np
 import pytest
 import torch
+import zarr
 from em_data import Box, NotFiniteError, grey_range, new_store, open_volume
 from em_train.dense import evaluate as dense_evaluate
 from em_train.dense import predict as dense_predict
@@ -209,9 +210,9 @@ def test_labels_are_found_where_they_lie(tmp_path):
     addresses = [str(tmp_path / "l.zarr" / "labels" / name) for name in "ab"]
     truth = open_truth(raw, addresses, raw)
     assert truth.names == ("rest", "a", "b") and truth.slices() == range(1, 4)
-    classes = truth.read(1, 16, 16)
+    (classes,) = truth.read(Box((1, 0, 0), (1, 16, 16)))
     assert (classes[:5] == 2).all() and (classes[5:10] == 1).all() and (classes[10:] == 0).all()
-    assert (truth.read(0, 16, 16) == -1).all()
+    assert (truth.read(Box((0, 0, 0), (1, 16, 16))) == -1).all()
     with pytest.raises(ValueError, match="--labels"):
         open_truth(raw, [], raw)
 
@@ -223,7 +224,7 @@ def test_borders_lie_where_instances_meet():
     truth = open_truth(volume, ["borders:cells"], _named(volume, "cells"))
     expected = np.zeros((6, 6), int)
     expected[:, 2:4] = 1
-    np.testing.assert_array_equal(truth.read(0, 6, 6), expected)
+    np.testing.assert_array_equal(truth.read(Box((0, 0, 0), (1, 6, 6)))[0], expected)
     assert truth.names == ("inside", "border")
     with pytest.raises(ValueError, match="borders:"):
         open_truth(volume, ["cells"], _named(volume, "cells"))
@@ -293,3 +294,24 @@ def test_prediction_refuses_what_it_does_not_know(run, tmp_path):
             dense_predict.__name__, run, DATA, tmp_path / "o.zarr", outputs=["embedding"], tta=True
         )
     assert not (tmp_path / "o.zarr").exists()
+
+
+def test_overlapping_crops_of_a_volume_get_the_same_classes(run, tmp_path):
+    """Although each has grey values of its own; read with these, they would get others."""
+    voxels, found, ranges = open_volume(DATA)[:, :, :], {}, []
+    for first in (0, 40):
+        crop = tmp_path / f"{first}.npy"
+        np.save(crop, np.ascontiguousarray(voxels[:, :, first : first + 130]))
+        ranges.append(grey_range(open_volume(crop)))
+        for asked in ("auto", "volume"):
+            out = tmp_path / f"{asked}-{first}.zarr"
+            assert predict(dense_predict.__name__, run, str(crop), out, grey=asked)
+            found[asked, first] = open_volume(out)[:, 30:140, 70 - first : 100 - first]
+            (kept,) = json.loads((run / "grey.json").read_text())
+            wanted = kept if asked == "auto" else [ranges[-1].low, ranges[-1].high]
+            stored = zarr.open_group(out, mode="r").attrs["em_data"]["config"]["grey"]
+            assert [*map(float, stored.split(","))] == wanted
+    assert ranges[0] != ranges[1]
+    np.testing.assert_array_equal(found["auto", 0], found["auto", 40])
+    assert len(np.unique(found["auto", 0])) > 1
+    assert (found["volume", 0] != found["volume", 40]).any()

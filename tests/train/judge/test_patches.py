@@ -11,6 +11,7 @@ from em_train.dense.data import DataConfig as DenseDataConfig
 from em_train.dense.run import DenseRun
 from em_train.features.slab import Slab
 from em_train.judge import patches
+from em_train.judge.labels import MAP
 from em_train.judge.patches import (
     Method,
     ProbeConfig,
@@ -37,7 +38,7 @@ def labelled():
     classes[:, ::2, ::2] = 1
     classes[4:6, 8:16, 16:24] = 2  # one patch is all of class 2
     layer = place_mask(raw, Volume(classes, "labels", "numpy", (40.0, 8.0, 8.0)))
-    return raw, Truth(("rest", "one", "two"), (layer,), False, True)
+    return raw, Truth(("rest", "one", "two"), (layer,), MAP)
 
 
 def slab(raw, origin, size):

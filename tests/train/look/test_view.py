@@ -154,10 +154,24 @@ def test_the_command_prints_the_address_and_stays_until_ctrl_c(stores):
         job.stderr.close()
 
 
+def test_values_that_are_no_names_are_refused_or_shown_as_they_are(stores):
+    pytest.importorskip("neuroglancer")
+    np.save(stores / "float.npy", np.zeros(SHAPE, np.float32))
+    with (
+        pytest.raises(ValueError, match=r"labels:.*float\.npy holds float32.*without labels:"),
+        view.opened([str(stores / "raw.zarr"), f"labels:{stores}/float.npy"]),
+    ):
+        pass
+    with new_store(stores / "odd.zarr") as store:
+        store.add_image(SHAPE, np.uint8, SIZE).write(EVERYTHING, np.zeros(SHAPE, np.uint8))
+        image = store.add_image(SHAPE, np.float32, SIZE, label="share")
+        image.write(EVERYTHING, np.ones(SHAPE, np.float32))
+    layers = view.layers_of(str(stores / "odd.zarr"), below=False)
+    assert [layer.volume.is_label for layer in layers] == [False, False]
+    assert layers[1].volume.info()["data_type"] == "float32"
+
+
 def test_what_is_missing_is_named_with_its_command(stores, monkeypatch):
-    monkeypatch.setattr(view.shutil, "which", lambda _: None)
-    with pytest.raises(FileNotFoundError, match="apt install chromium"):
-        view.find_browser()
     monkeypatch.setitem(sys.modules, "neuroglancer", None)
     with (
         pytest.raises(ImportError, match=r"pip install 'em-train\[view\]'"),

@@ -1,6 +1,9 @@
 """Volumes are served as precomputed: tensorstore, which knows the format, reads them back."""
 
+import http.client
 import json
+import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import tensorstore
 from em_data import Box, new_store, open_volume
+from em_train.look import voxel_server
 from em_train.look.voxel_server import LARGEST_BYTES, SMALLEST_BYTES, ServedVolume, VoxelServer
 
 
@@ -123,3 +127,112 @@ def test_answers_have_a_handy_size(tmp_path, shape, chunk):
     assert n <= LARGEST_BYTES and (n >= SMALLEST_BYTES or size == shape)
     if chunk == (64, 64, 64) and shape == (300, 300, 300):
         assert size == chunk
+
+
+def test_a_coarse_level_that_begins_before_the_finest_arrives(tmp_path):
+    shape, path = (20, 130, 100), tmp_path / "a.zarr"
+    voxels = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    with new_store(path) as store:
+        image = store.add_image(shape, np.uint8, (16, 8, 8), chunk_vx=(4, 32, 32))
+        image.write(Box((0, 0, 0), shape), voxels)
+    stored = json.loads((path / "zarr.json").read_text())
+    (multiscale,) = stored["attributes"]["ome"]["multiscales"]
+    for change in multiscale["datasets"][1]["coordinateTransformations"]:
+        if change["type"] == "translation":
+            change["translation"] = [t - 48 for t in change["translation"]]
+    (path / "zarr.json").write_text(json.dumps(stored))
+    volume = ServedVolume(str(path))
+    assert volume.info()["scales"][1]["voxel_offset"] == [-3, -3, -3]
+    with VoxelServer([volume]) as server:
+        want = open_volume(path, at_nm=(16, 16, 16))
+        np.testing.assert_array_equal(read(server.address(0), 1)[0], want[:, :, :])
+        assert server.answer(f"/{server.token}/0/1/-4-1_-3-1_-3-1") is None
+
+
+@pytest.fixture
+def server(store):
+    with VoxelServer([ServedVolume(f"{store[0]}/labels/l", is_label=True)]) as server:
+        yield server
+
+
+def asked(server, path, host):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection.putrequest("GET", path, skip_host=True)
+    if host is not None:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer
+
+
+def test_a_page_whose_name_leads_here_gets_nothing(server):
+    path = f"/{server.token}/0/info"
+    for host in ("127.0.0.1:8080", "localhost", "LOCALHOST:1"):
+        assert asked(server, path, host).status == 200
+    for host in (
+        None,
+        "",
+        "evil.example",
+        "evil.example:80",
+        "[::1]:9",
+        "127.0.0.1.evil.example",
+        "localhost:a",
+    ):
+        answer = asked(server, path, host)
+        assert answer.status == 403 and answer.headers["Access-Control-Allow-Origin"] is None
+    server.hosts = ("node7",)  # who listens elsewhere says so
+    assert asked(server, path, "node7:80").status == 200
+
+
+def test_no_more_is_served_at_once_than_was_announced(server):
+    base = f"/{server.token}/0/0"
+    x, y, z = server.volumes[0].chunk_vx(0)[::-1]
+    for place, there in (
+        (f"0-{x}_0-{y}_0-{z}", True),
+        (f"0-{x + 1}_0-{y}_0-{z}", False),
+        (f"0-{'9' * 5000}_0-1_0-1", False),
+        ("0-١_0-1_0-1", False),
+    ):
+        assert (server.answer(f"{base}/{place}") is not None) == there
+
+
+def test_who_says_nothing_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(voxel_server, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\n")  # and never the rest
+        assert idle.recv(1) == b""
+
+
+def test_of_too_many_connections_a_silent_one_makes_room(store, monkeypatch):
+    monkeypatch.setattr(voxel_server, "CONNECTIONS", 2)
+    with VoxelServer([ServedVolume(str(store[0]), channels=2)]) as server:
+        place = ("127.0.0.1", server.server_port)
+        held = [socket.create_connection(place, timeout=20) for _ in range(5)]
+        assert asked(server, f"/{server.token}/0/info", "localhost").status == 200
+        for one in held[:3]:
+            assert one.recv(1) == b""
+        for one in held:
+            one.close()
+
+
+def test_of_too_many_requests_one_is_told_to_come_again(store, monkeypatch):
+    monkeypatch.setattr(voxel_server, "CONNECTIONS", 1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(_):
+        begun.set()
+        assert go_on.wait(20)
+        return "text/plain", b"late"
+
+    with VoxelServer([ServedVolume(str(store[0]), channels=2)]) as server:
+        monkeypatch.setattr(server, "answer", slow)
+        place = ("127.0.0.1", server.server_port)
+        with socket.create_connection(place, timeout=20) as first:
+            first.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert begun.wait(20)
+            with socket.create_connection(place, timeout=20) as second:
+                assert second.recv(99).startswith(b"HTTP/1.1 503 ")
+            go_on.set()
+            assert first.recv(99).startswith(b"HTTP/1.1 200 ")

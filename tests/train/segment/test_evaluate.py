@@ -65,6 +65,7 @@ def test_scores_are_those_of_the_run_on_the_same_slices(run, tmp_path):
         "labels": ["mito"],
         "score_z": [4, 5],
         "slices": ["z 4"],
+        "grey": json.loads((run / "run" / "grey.json").read_text())[0],
     }
     assert (tmp_path / "worst.png").exists() and (tmp_path / "worst-best.png").exists()
 
@@ -207,3 +208,35 @@ def test_what_does_not_fit_is_refused_by_name(run):
     with pytest.raises(FileNotFoundError, match="finish the run first"):
         invoke(run / "run", "--data", run / "v.zarr")
     (run / "run" / "hidden").rename(run / "run" / "classes.json")
+
+
+def test_borders_of_instances_are_trained_judged_and_divided(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 9, (6, 8, 8)).repeat(8, 1).repeat(8, 2).astype(np.uint16)
+    with new_store(tmp_path / "v.zarr") as store:
+        image = store.add_image(cells.shape, np.uint8, (40.0, 8.0, 8.0))
+        image.write(Box((0, 0, 0), cells.shape), (cells * 20).astype(np.uint8))
+        image = store.add_image(cells.shape, np.uint16, (40.0, 8.0, 8.0), label="cells")
+        image.write(Box((0, 0, 0), cells.shape), cells)
+    settings = {
+        "data": {
+            "volumes": [str(tmp_path / "v.zarr")],
+            "labels": ["borders:cells"],
+            "patch_vx": 32,
+        },
+        "model": {"unet": {"channels": [4, 6]}},
+        "run": {"steps": 1, "device": "cpu"},
+    }
+    config = resolve(recipe.Config, [Layer("test", settings)])
+    assert recipe.run(config, new_run(tmp_path / "run", config, "segment"))
+    told = invoke(
+        *(tmp_path / "run", "--data", tmp_path / "v.zarr", "--score-z", "4:6"),
+        *("--instances", "between:border", "--json", tmp_path / "s.json"),
+    )
+    assert told.exit_code == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert [one["class"] for one in found["classes"]] == ["border"]
+    # Blocks of one number that touch hang together; borders part the others.
+    assert found["instances"][0]["instances"] == sum(
+        label(one + 1, connectivity=1).max() for one in cells[4:]
+    )

@@ -3,53 +3,13 @@ import pytest
 import torch
 from em_data import new_store, open_volume
 from em_data.geometry import Box
-from em_train.commands.options import absolute, absolute_labels
 from em_train.segment.labels import (
     Classes,
-    Specification,
     balance,
     labelled,
     open_labels,
-    parse,
     truth_of,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("mito", ("mito", "mito", None)),
-        ("a.zarr/labels/mito/", ("mito", "a.zarr/labels/mito/", None)),
-        ("b.h5::vol/cells@12", ("cells 12", "b.h5::vol/cells", 12)),
-        ("m=s3://bucket@home/mito.zarr", ("m", "s3://bucket@home/mito.zarr", None)),
-        ("big mito=a.zarr@1", ("big mito", "a.zarr", 1)),
-        ("mito(1).zarr@2", ("mito_1_ 2", "mito(1).zarr", 2)),
-        ("a.tif?voxel_nm=5,4,4@1", ("a 1", "a.tif?voxel_nm=5,4,4", 1)),
-        ("m=images:a?match={name}_m.png", ("m", "images:a?match={name}_m.png", None)),
-    ],
-)
-def test_options(text, want):
-    assert parse(text) == parse(absolute_labels(text)) == Specification(*want)
-
-
-def test_addresses_with_options_stay_right_in_another_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.h5", "what?.h5"):
-        (tmp_path / name).touch()
-    for address, place in (
-        ("a.h5::raw?voxel_nm=5,4,4", "a.h5"),
-        ("what?.h5::raw?channel=1", "what?.h5"),
-        ("images:.?least_px=9", "."),
-    ):
-        scheme = "images:" * address.startswith("images:")
-        rest = address.removeprefix(scheme + place)
-        assert absolute(address) == f"{scheme}{tmp_path.absolute() / place}{rest}"
-    assert absolute("gone.tif?voxel_nm=5,4,4") == "gone.tif?voxel_nm=5,4,4"
-
-
-def test_an_option_without_an_address_is_refused():
-    with pytest.raises(ValueError, match="NAME=ADDRESS"):
-        parse("")
 
 
 def test_channels_values_ignored_and_exclusive():
@@ -117,9 +77,23 @@ def test_what_is_given_wrongly_is_refused_by_name(stores):
         ([f"x={part}"], "given 1 times for 2 volumes"),
         ([f"x={part}@1", f"x={part}@2"], "one value in all volumes"),
         (["own@1", "other=own"], "values of one volume"),
+        (["borders:own", "other=own"], "borders: takes one volume, with all classes; got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             open_labels(raw, options)
+
+
+def test_a_run_of_a_map_knows_classes_that_another_map_lacks(stores):
+    path, voxels = stores
+    raw = [open_volume(path / "a")]
+    _, classes = open_labels(raw, ["classes:own"], names=("class 1", "class 2", "class 3"))
+    assert classes.values == (1, 2, 3)
+    _, classes = open_labels(raw, ["classes:own"], names=("cells", "mitochondria"))
+    assert classes.names == ("class 1", "class 2")  # refused by who compares them
+    np.save(path / "ignored.npy", np.where(voxels == 2, 255, voxels).astype(np.uint8))
+    bare = [open_volume(voxels)]
+    _, classes = open_labels(bare, [f"classes:{path}/ignored.npy"], ignore=255)
+    assert classes.names == ("class 1",)
 
 
 def test_slices_of_overlapping_boxes_come_once():

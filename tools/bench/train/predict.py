@@ -385,7 +385,7 @@ def measure_seams(arena: Arena) -> dict[str, Any]:
 def asked(arena: Arena) -> dict[str, Any]:
     """What `plan` is asked."""
     address = {"run": str(arena.run), "address": str(arena.volume)}
-    return {**address, "outputs": ["probabilities"], "tta": False}
+    return {**address, "outputs": ["probabilities"], "tta": False, "grey": "auto"}
 
 
 def measure_memory(arena: Arena) -> list[dict[str, Any]]:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from em_train.commands.options import (
+    LABELS,
     Debug,
+    Grey,
     Json,
     app,
     parse_layers,
@@ -37,9 +39,9 @@ def probe(
         list[str] | None,
         typer.Option(
             "--labels",
-            metavar="VOLUME",
-            help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
-            "Default: labels/classes of the volume.",
+            metavar="LABELS",
+            help=f"{LABELS} A single ADDRESS may be a map too. May be repeated: a later class wins. "
+            "Default: the label image classes.",
         ),
     ] = None,
     beside: Annotated[
@@ -156,10 +158,10 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--labels",
-            metavar="VOLUME",
-            help="Class map, or one volume per class (a later one wins), or borders:INSTANCES. "
-            "Default: labels/classes of the volume. For a segment run: NAME=ADDRESS[@VALUE] for "
-            "each of its classes; by default those that it was trained on.",
+            metavar="LABELS",
+            help=f"{LABELS} A single ADDRESS may be a map too, but for a segment run. May be repeated: "
+            "a later class wins. Default: the label image classes; for a segment run the labels that it "
+            "was trained on.",
         ),
     ] = None,
     fit_z: Annotated[
@@ -182,7 +184,7 @@ def evaluate(
         str | None, typer.Option(metavar="VOLUME", help="Score on another volume.")
     ] = None,
     score_labels: Annotated[
-        list[str] | None, typer.Option(metavar="VOLUME", help="Its labels, as --labels.")
+        list[str] | None, typer.Option(metavar="LABELS", help="Its labels, as --labels.")
     ] = None,
     at_nm: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="Voxel size instead of the run's.")
@@ -195,6 +197,7 @@ def evaluate(
             "repeated.",
         ),
     ] = None,
+    grey: Grey = "auto",
     border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
     seed: Annotated[int, typer.Option(help="Of clusterings and probes.")] = 0,
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
@@ -245,6 +248,7 @@ def evaluate(
         (score_data, score_labels or []) if score_data else None,
         protocol,
         at_nm=tuple(parse_numbers("--at-nm", at_nm, float)) if at_nm else None,
+        grey=grey,
         **{name: value for name, value in own.items() if name in module.OPTIONS},
     )
     found.show()

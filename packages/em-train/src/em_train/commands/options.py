@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from em_train.engine.config import Layer
 
 app = typer.Typer(
@@ -40,6 +42,20 @@ Json = Annotated[
     ),
 ]
 
+LABELS = (
+    "ADDRESS or NAME=ADDRESS: a class where that volume is not 0; with @VALUE at its end, where it has "
+    "this value. borders:INSTANCES: where instances meet. classes:MAP: every value above 0. A label "
+    "image that is stored with the raw volume goes by its name, a file of this name by ./NAME."
+)
+Grey = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|run|volume|LOW,HIGH",
+        help="Which grey values are 0 and 1 for the network: those of the run, of the volume, or two "
+        "numbers. auto: the run's where the volume's lie within a tenth of their range, else the "
+        "volume's.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="A .toml file, or the config.json of a run."),
@@ -112,12 +128,15 @@ def absolute(address: str) -> str:
     return f"{scheme}{Path(path).absolute()}{more}" if Path(path).exists() else address
 
 
-def absolute_labels(option: str) -> str:
-    """The same for NAME=ADDRESS@VALUE."""
-    from em_train.segment.labels import parse
+def absolute_labels(options: list[str], volumes: Sequence[str]) -> list[str]:
+    """The same for labels; what names a label image that is stored beside one of the volumes stays."""
+    from em_train.judge.labels import is_stored, parse
 
-    name, address, value = parse(option)
-    return f"{name}={absolute(address)}" + ("" if value is None else f"@{value}")
+    found = []
+    for one in map(parse, options):
+        stays = Path(one.address).exists() and is_stored(one.address, volumes)
+        found.append(one.at(one.address if stays else absolute(one.address)))
+    return found
 
 
 def parse_channel(text: str | None) -> int | str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from em_train.catalogue import Entry
-from em_train.commands.options import absolute, absolute_labels, parse_range
+from em_train.commands.options import LABELS, absolute, absolute_labels, parse_range
 from em_train.commands.start import Given, start
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ def train(
         list[str] | None,
         typer.Option(
             "--labels",
-            metavar="NAME=LABELS[@VALUE]",
-            help="A class: where a label volume is not 0, or has a value. LABELS may name a label "
-            "image beside the volume. Once for each class, and for each volume in the same order.",
+            metavar="LABELS",
+            help=f"{LABELS} Once for each class, and for each volume in the same order.",
         ),
     ] = None,
     val_z: Annotated[
@@ -59,7 +58,8 @@ def train(
     if given.data:
         data["volumes"] = [*map(absolute, given.data)]
     if labels:
-        data["labels"] = [*map(absolute_labels, labels)]
+        beside = data["volumes"] if given.data else known_volumes(entry, given, layers)
+        data["labels"] = absolute_labels(labels, beside)
     if val_z:
         data["split"] = {"z": parse_range("--val-z", val_z)}
     counts = slice_counts(slices)
@@ -93,3 +93,16 @@ def train(
     typed += [*(() if given.out else ("--out", str(path))), "--resume"]
     again = shlex.join(["emtrain", *typed])
     run_series(path, counts, partial(run, again=again), resume=given.resume)
+
+
+def known_volumes(entry: Entry, given: Given, layers: Sequence[Layer]) -> Sequence[str]:
+    """The volumes of a run that was given none: those of its configuration, or of its folder."""
+    from em_train.engine.config import resolve
+    from em_train.engine.run_folder import stored_config
+
+    begun: list[Layer] = []
+    if given.resume and given.out and (given.out / "config.json").exists():
+        begun.append(stored_config(given.out, entry.command))
+    config: Any = resolve(entry.load().Config, [*begun, *layers])
+    volumes: Sequence[str] = config.data.volumes
+    return volumes

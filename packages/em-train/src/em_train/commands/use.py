@@ -13,6 +13,7 @@ from em_train.commands.options import (
     Channel,
     ConfigFile,
     Debug,
+    Grey,
     Json,
     absolute,
     app,
@@ -44,6 +45,7 @@ def predict(
             "--tta", help="Mean over each tile turned and mirrored: eight times the work."
         ),
     ] = False,
+    grey: Grey = "auto",
     processes: Annotated[
         int,
         typer.Option(
@@ -96,6 +98,7 @@ def predict(
         out,
         outputs=output.split(","),
         tta=tta,
+        grey=grey,
         processes=processes,
         dask=dask,
         memory_gib=memory_gib,
@@ -106,6 +109,7 @@ def predict(
     if not done:
         again = ["emtrain", "predict", str(run), "--data", data, "--out", str(out)]
         again += ["--output", output, *["--tta"] * tta, "--memory-gib", f"{memory_gib:g}"]
+        again += ["--grey", grey] if grey != "auto" else []
         again += ["--dask", dask] if dask else ["--processes", str(processes)]
         typer.echo(f"saved; go on with: {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(75)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from em_data import Volume, grey_range, open_volume
+from em_data import Box, Volume, open_volume
 from em_models import FilterBank, FilterBankConfig
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from em_train.dense.codes import grid_maps
 from em_train.dense.data import DataConfig
 from em_train.dense.report import hard_codes
 from em_train.dense.run import open_run
+from em_train.engine.grey import choose
 from em_train.engine.progress import say
 from em_train.engine.reading import open_at
 from em_train.features.pooling import pooled
@@ -74,6 +75,7 @@ def evaluate(
     *,
     at_nm: tuple[float, float, float] | None = None,
     baselines: bool = True,
+    grey: str = "auto",
 ) -> Evaluation:
     """Compare what a run learned with the truth.
 
@@ -84,6 +86,7 @@ def evaluate(
         protocol: which slices and pixels.
         at_nm: voxel size instead of that of the run.
         baselines: whether to make the baselines as well.
+        grey: which grey values become 0 and 1, as `em_train.engine.grey.choose` takes it.
     """
     encoder, data = open_run(run)
     if at_nm is not None:
@@ -98,12 +101,15 @@ def evaluate(
         )
     border = max(protocol.border_vx, encoder.geometry.margin)
     to_fit, to_score = slices_of(fitted, scored, protocol)
-    sides = []
+    sides, ends = [], {}
     for part, side, planes in (("fit", fitted, to_fit), ("score", scored, to_score)):
-        pixels = read_pixels(side.raw, side.truth, grey_range(side.raw), planes, protocol, border)
+        chosen = choose(run, side.raw, grey)
+        ends[f"{part}_grey"] = chosen.ends
+        pixels = read_pixels(side.raw, side.truth, chosen.range, planes, protocol, border)
         sides.append(pixels)
         count = int((pixels.classes >= 0).sum())
         say(f"{part:7} {side.raw.source}: {len(planes)} slices, {count:,} pixels")
+        say(f"grey    {chosen}")
     comparison = Comparison(*sides, n=len(names), protocol=protocol)
     rows = comparison.baselines(encoder) if baselines else []
     found = comparison.encoder(encoder, "run")
@@ -114,6 +120,7 @@ def evaluate(
         "score": scored.raw.source,
         "score_slices": [z for z, _, _ in sides[1].where],
         "voxel_size_nm": scored.raw.voxel_size_nm,
+        **ends,
     }
     panels = panels_of(encoder, scored, sides[1], found[0].codes)
     return Evaluation(rows=(*rows, *found), names=names, protocol=described, panels=panels)
@@ -303,8 +310,7 @@ def panels_of(
     found = hard_codes(encoder, plane[None].numpy())[0]
     height, width = found.shape
     shown = (slice(margin, margin + height), slice(margin, margin + width))
-    truth = scored.truth.read(z, *scored.raw.shape[1:])
-    truth = truth[y0 : y0 + plane.shape[0], x0 : x0 + plane.shape[1]][shown]
+    truth = scored.truth.read(Box((z, y0, x0), (1, *plane.shape)))[0][shown]
     raw = np.rint(plane.numpy()[shown] * 255).astype(np.uint8)
     n = len(scored.truth.names)
     named = np.array(codes.names)[found]

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from em_data import Box, GreyRange, ImageConfig, Volume, grey_range
+from em_data import Box, GreyRange, ImageConfig, Volume
 from em_data.writer.tiling import Model, TileGrid, as_classes, as_uint8, check_finite, predict_block
 
 from em_train.dense.run import open_run
+from em_train.engine.grey import choose
 from em_train.engine.reading import open_at
 from em_train.predict.plan import Prediction, check_outputs, class_images, frame, turned
 
 TILE_VX = 256  # side of a tile; with the features of one pixel at 64 channels about 16 MiB each
 
 
-def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Prediction:
+def plan(run: str, address: str, outputs: Sequence[str], tta: bool, grey: str) -> Prediction:
     """What a run says about a volume, at the scale of the run.
 
     Outputs are `classes` and `probabilities`, or `embedding` (a channel per dimension).
@@ -38,8 +39,9 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
             "tile gives the codes of the volume; train an encoder that sees a patch"
         )
     volume = open_at(address, data)
+    chosen = choose(Path(run), volume, grey)
     images, grid = described(encoder, volume, outputs), tile_grid(encoder, volume.shape)
-    model = tile_function(encoder, grid, grey_range(volume), outputs, tta)
+    model = tile_function(encoder, grid, chosen.range, outputs, tta)
 
     def compute(box: Box) -> Mapping[str, np.ndarray]:
         found = predict_block(volume, model, grid, box)  # (C, z, y, x)
@@ -55,6 +57,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
         channels=len(images[0].channels) or 1,
         raw_itemsize=volume.dtype.itemsize,
         compute=compute,
+        grey=chosen,
     )
 
 

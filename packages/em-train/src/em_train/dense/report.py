@@ -14,13 +14,13 @@ from em_train.dense.proof import Proof, in_words
 from em_train.engine.run_folder import RunFolder
 from em_train.judge.baselines import grey_centres, grey_codes
 from em_train.judge.codes import nmi
+from em_train.judge.truth import stored_truth
 from em_train.look import pictures, report
 from em_train.look.report import Curve
 
 VIEW_VX = 360  # side of the pictures
 SCORED_SLICES = 8
 SCORED_VX = 768  # side of the window of each slice that is compared with the truth
-TRUTH = "classes"  # label image that synthetic volumes carry
 
 CURVES = (
     Curve("loss", "loss", "what is minimised: the weighted sum of the terms below"),
@@ -65,19 +65,6 @@ def hard_codes(encoder: Any, image: np.ndarray) -> np.ndarray:
     return torch.stack(codes).numpy()
 
 
-def truth_of(volume: Volume) -> Volume | None:
-    """The true classes of a volume, if it has any that lie exactly on its voxels."""
-    if TRUTH not in volume.label_names:
-        return None
-    truth = volume.labels(TRUTH)
-    same = (truth.shape, truth.voxel_size_nm, truth.origin_nm) == (
-        volume.shape,
-        volume.voxel_size_nm,
-        volume.origin_nm,
-    )
-    return truth if same else None
-
-
 def preview(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, name: str) -> None:
     """Save one slice as raw, classes, overlay and, where it is known, truth."""
     geometry, classes = encoder.geometry, encoder.config.classes
@@ -86,7 +73,7 @@ def preview(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, na
     colours = pictures.class_map(hard_codes(encoder, image)[0], classes)
     raw = np.rint(without_border(image[0], geometry) * 255).astype(np.uint8)
     panels = [("raw", raw), ("classes", colours), ("both", pictures.overlay(raw, colours))]
-    truth = truth_of(volume)
+    truth = stored_truth(volume)
     if truth is not None:
         inner = without_border(truth.read(box)[0], geometry)
         names, labels = np.unique(inner, return_inverse=True)
@@ -97,7 +84,7 @@ def preview(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, na
 
 def agreement(encoder: Any, volume: Volume, grey: GreyRange) -> dict[str, float] | None:
     """NMI with the truth of the learned classes and of k-means on smoothed grey, same pixels."""
-    truth = truth_of(volume)
+    truth = stored_truth(volume)
     if truth is None:
         return None
     geometry, k = encoder.geometry, encoder.config.classes

@@ -7,10 +7,18 @@ and how samples become batches does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from em_data import BlockSampler, Volume, binned, choose_sampler, nan_share, open_volume
+from em_data import (
+    BlockSampler,
+    GreyRange,
+    Volume,
+    binned,
+    choose_sampler,
+    nan_share,
+    open_volume,
+)
 from em_data.loader import Loader
 
 from em_train.engine import distributed
@@ -154,8 +162,16 @@ def load(
     )
 
 
-def fingerprint_data(loader: Loader, *more: object) -> str:
+@dataclass(frozen=True)
+class Fingerprint:
     """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
+
+    text: str
+    ranges: tuple[GreyRange, ...] = ()  # of the volumes
+
+
+def fingerprint_data(loader: Loader, *more: object) -> Fingerprint:
+    """That of a loader, and of what else is said about its samples."""
     parts = [
         f"{volume.dtype} {volume.shape} of {grey.low:.4g} to {grey.high:.4g}"
         for volume, grey in zip(loader.volumes, loader.ranges, strict=True)
@@ -163,4 +179,4 @@ def fingerprint_data(loader: Loader, *more: object) -> str:
     parts += [str(one) for one in more]
     if isinstance(loader.sampler, BlockSampler):
         parts.append(f"blocks {loader.sampler.plan}")
-    return ", ".join(parts)
+    return Fingerprint(", ".join(parts), tuple(loader.ranges))

@@ -2,6 +2,7 @@
 
 config.json     the resolved configuration; `--config` reads it again
 .lock           held by the process that works here
+grey.json       the grey values of its volumes that are 0 and 1 for the network
 metrics.jsonl   one JSON object per logged step
 checkpoints/    step-*.pt, last, best where a recipe measures one
 weights/        safetensors + config.json, for use elsewhere

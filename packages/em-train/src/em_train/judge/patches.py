@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from em_data import Volume, grey_range, open_volume
+from em_data import Box, Volume, grey_range, open_volume
 from em_data.geometry import Int3, int3
 from em_models.windows import token_grid
 from rich import box
@@ -250,8 +250,7 @@ def patch_labels(slab: Slab, truth: Truth, share: float | None) -> tuple[Tensor,
     counts = np.zeros((classes, *slab.size), np.int64)
     for z in range(shown.size_vx[0]):
         at = shown.origin_vx
-        plane = truth.read(at[0] + z, *slab.volume.shape[1:])
-        plane = plane[at[1] : at[1] + shown.size_vx[1], at[2] : at[2] + shown.size_vx[2]]
+        (plane,) = truth.read(Box((at[0] + z, *at[1:]), (1, *shown.size_vx[1:])))
         for number in range(classes):
             inside = (plane == number).reshape(slab.size[1], py, slab.size[2], px)
             counts[number, z // pz] += inside.sum((1, 3))

@@ -8,17 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from em_data import Box, GreyRange, Volume, open_volume, place_mask
-from em_data.formats.legend import read_legend
+from em_data import Box, GreyRange, Volume, place_mask
+from em_data.geometry import end_of
 from em_data.labels import PlacedVolume
 from torch import Tensor
 
+from em_train.engine.progress import say
+from em_train.judge.labels import (
+    BORDERS,
+    MAP,
+    Specification,
+    check_alone,
+    names_of,
+    open_label,
+    parse,
+)
 from em_train.judge.ranges import check_range
 
 UNLABELLED = -1
-
-
-BORDERS = "borders:"
 
 
 CLASSES = "classes"  # label image that synthetic volumes carry
@@ -61,25 +68,15 @@ class Truth:
 
     names: tuple[str, ...]
     layers: tuple[PlacedVolume, ...]
-    borders: bool  # between instances
-    whole: bool  # one volume that holds all classes
+    kind: str = ""  # MAP or BORDERS of one volume; else each volume is a class
+    values: tuple[int | None, ...] = ()  # of each volume the one that counts; None: all above 0
 
-    def read(self, z: int, height: int, width: int) -> np.ndarray:
-        """The class of every pixel of a slice of the raw volume, `UNLABELLED` where unknown."""
-        classes = np.full((height, width), UNLABELLED, np.int64)
-        for number, layer in enumerate(self.layers):
-            values = _nearest(layer, z, height, width)
-            if values is None:
-                continue
-            known = values >= 0
-            if self.whole:
-                classes[known] = values[known]
-            elif self.borders:
-                classes[known] = _borders(values)[known]
-            else:
-                classes[known & (classes == UNLABELLED)] = 0
-                classes[values > 0] = number + 1
-        return classes
+    def read(self, box: Box) -> np.ndarray:
+        """The class of every voxel of a box of the raw volume, `UNLABELLED` where unknown: (Z, Y, X)."""
+        z = range(box.origin_vx[0], end_of(box)[0])
+        return np.stack(
+            [self._plane(Box((one, *box.origin_vx[1:]), (1, *box.size_vx[1:]))) for one in z]
+        )
 
     def slices(self) -> range:
         """The slices that every label volume covers."""
@@ -87,6 +84,21 @@ class Truth:
         low = max(box.origin_vx[0] for box in covered if box)
         high = min(box.origin_vx[0] + box.size_vx[0] for box in covered if box)
         return range(low, high)
+
+    def _plane(self, box: Box) -> np.ndarray:
+        if self.kind == BORDERS:
+            return _borders(self.layers[0], box)
+        classes = np.full(box.size_vx[1:], UNLABELLED, np.int64)
+        for number, layer in enumerate(self.layers):
+            values = _nearest(layer, box)
+            known = values >= 0
+            if self.kind == MAP:
+                classes[known] = values[known]
+            else:
+                wanted = self.values[number] if self.values else None
+                classes[known & (classes == UNLABELLED)] = 0
+                classes[values > 0 if wanted is None else values == wanted] = number + 1
+        return classes
 
 
 class Pixels(NamedTuple):
@@ -97,75 +109,73 @@ class Pixels(NamedTuple):
     where: list[tuple[int, int, int]]  # z, y, x of the first pixel of each plane
 
 
-def open_truth(raw: Volume, addresses: Sequence[str], beside: Volume) -> Truth:
-    """Labels on the voxels of `raw`: addresses, or names of label images stored beside a volume.
+def open_truth(raw: Volume, options: Sequence[str], beside: Volume) -> Truth:
+    """Labels on the voxels of `raw`; the label voxel nearest to a raw voxel counts.
 
-    One volume with values above 1 is a map of classes. Several, or a single one of 0 and 1, are one
-    class each, after `rest`. `borders:` before a volume of instances makes two classes: inside, and
-    where the instance changes. The label voxel nearest to a raw voxel counts.
+    Args:
+        raw: the volume whose voxels are labelled.
+        options: labels as `em_train.judge.labels` reads them; without any, the label image `classes`.
+            A single address with values above 1 is a map of classes. All others are one class each,
+            after `rest`; of instances, whose class is where they meet, after `inside`.
+        beside: the volume that label images are stored with.
     """
-    if not addresses and CLASSES not in beside.label_names:
+    if not options and CLASSES not in beside.label_names:
         raise ValueError(
             f"no labels {CLASSES!r} are stored beside {beside.source} (there are: "
             f"{', '.join(beside.label_names) or 'none'}); name label volumes with --labels"
         )
-    addresses = addresses or [CLASSES]
-    borders = addresses[0].startswith(BORDERS)
-    if borders and len(addresses) > 1:
-        raise ValueError(f"{BORDERS} takes one volume of instances; got {len(addresses)} labels")
-    opened = []
-    for address in addresses:
-        name = address.removeprefix(BORDERS)
-        stored = name in beside.label_names
-        opened.append(beside.labels(name) if stored else open_volume(name))
-    for volume in opened:
-        if volume.dtype.kind not in "bui":
-            raise ValueError(f"{volume.source} holds {volume.dtype}; wanted integer labels")
+    given = [parse(option) for option in options or [CLASSES]]
+    check_alone(given)
+    opened = [open_label(one, beside) for one in given]
     layers = tuple(place_mask(raw, volume) for volume in opened)
-    if borders:
-        return Truth(("inside", "border"), layers, True, False)
-    if len(layers) == 1:
-        classes = 1 + _largest(opened[0])
-        if classes > 2:
-            known = read_legend(opened[0].source).classes
-            named = tuple(known.get(i, f"class {i}") for i in range(classes))
-            return Truth(named, layers, False, True)
-    names = [volume.source.rstrip("/").rpartition("/")[2] for volume in opened]
-    return Truth(("rest", *names), layers, False, False)
+    first = given[0]
+    if first.kind == MAP or (len(given) == 1 and first.bare):
+        names = names_of(opened[0])
+        if first.kind or len(names) > 2:
+            say(f"labels  {Specification(first.address, kind='classes').told(beside)}")
+            return Truth(names, layers, MAP)
+    for one in given:
+        say(f"labels  {one.told(beside)}")
+    if first.kind == BORDERS:
+        return Truth(("inside", first.called), layers, BORDERS)
+    names = ("rest", *(one.called for one in given))
+    return Truth(names, layers, values=tuple(one.value for one in given))
 
 
-def _largest(volume: Volume) -> int:
-    value = max(
-        int(volume.read(Box((z, 0, 0), (1, *volume.shape[1:]))).max())
-        for z in range(volume.shape[0])
-    )
-    if value > 255:
-        raise ValueError(
-            f"{volume.source} holds labels up to {value}; wanted at most 256 classes: for instances, "
-            f"write {BORDERS} before it"
-        )
-    return value
+def stored_truth(volume: Volume) -> Truth | None:
+    """The label image `classes` of a volume, if it has one that lies exactly on its voxels."""
+    if CLASSES not in volume.label_names:
+        return None
+    labels = volume.labels(CLASSES)
+    own, other = ((v.shape, v.voxel_size_nm, v.origin_nm) for v in (volume, labels))
+    return Truth((), (PlacedVolume(labels, volume.shape),), MAP) if own == other else None
 
 
-def _nearest(layer: PlacedVolume, z: int, height: int, width: int) -> np.ndarray | None:
-    """The label nearest to every pixel of a slice, −1 outside the labels; None if none is inside."""
+def _nearest(layer: PlacedVolume, box: Box) -> np.ndarray:
+    """The label nearest to every pixel of a box of one slice, −1 outside the labels: (Y, X)."""
+    (z, y0, x0), (_, y1, x1) = box.origin_vx, end_of(box)
     at_z = int(layer.nearest(0, z, z + 1)[0])
-    rows, columns = layer.nearest(1, 0, height), layer.nearest(2, 0, width)
+    rows, columns = layer.nearest(1, y0, y1), layer.nearest(2, x0, x1)
     depth, high, wide = layer.volume.shape
     in_rows, in_columns = (rows >= 0) & (rows < high), (columns >= 0) & (columns < wide)
+    found = np.full(box.size_vx[1:], UNLABELLED, np.int64)
     if not (0 <= at_z < depth and in_rows.any() and in_columns.any()):
-        return None
+        return found
     y, x = rows[in_rows], columns[in_columns]
     origin = (at_z, int(y.min()), int(x.min()))
     size = (1, int(y.max()) - origin[1] + 1, int(x.max()) - origin[2] + 1)
     values = layer.volume.read(Box(origin, size))[0].astype(np.int64)
-    found = np.full((height, width), UNLABELLED, np.int64)
     found[np.ix_(in_rows, in_columns)] = values[np.ix_(y - origin[1], x - origin[2])]
     return found
 
 
-def _borders(instances: np.ndarray) -> np.ndarray:
-    """1 where one of the four neighbours belongs to another instance: (Y, X)."""
+def _borders(layer: PlacedVolume, box: Box) -> np.ndarray:
+    """1 where one of the four neighbours belongs to another instance, −1 outside the labels: (Y, X)."""
+    (z, *low), (_, *high) = box.origin_vx, end_of(box)
+    first = [max(0, a - 1) for a in low]  # with the neighbours of what lies at the edge of the box
+    last = [min(n, b + 1) for b, n in zip(high, layer.raw_shape[1:], strict=True)]
+    wider = Box((z, first[0], first[1]), (1, last[0] - first[0], last[1] - first[1]))
+    instances = _nearest(layer, wider)
     border = np.zeros(instances.shape, np.int64)
     for axis in (0, 1):
         differ = np.diff(instances, axis=axis) != 0
@@ -173,7 +183,9 @@ def _borders(instances: np.ndarray) -> np.ndarray:
         above = [(0, 0), (0, 0)]
         below[axis], above[axis] = (1, 0), (0, 1)
         border |= np.pad(differ, below) | np.pad(differ, above)
-    return border
+    border[instances < 0] = UNLABELLED
+    rows, columns = (slice(a - f, b - f) for a, b, f in zip(low, high, first, strict=True))
+    return border[rows, columns]
 
 
 def choose_slices(
@@ -208,7 +220,7 @@ def read_pixels(
     for z in planes:
         window = Box((z, y0, x0), (1, high, wide))
         images.append(torch.from_numpy(grey.unit(raw.read(window))[0]))
-        found = truth.read(z, height, width)[y0 : y0 + high, x0 : x0 + wide]
+        found = truth.read(window)[0]
         found[:border], found[high - border :] = UNLABELLED, UNLABELLED
         found[:, :border], found[:, wide - border :] = UNLABELLED, UNLABELLED
         classes.append(torch.from_numpy(found[::grid, ::grid].copy()))

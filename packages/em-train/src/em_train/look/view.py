@@ -11,16 +11,14 @@ import io
 import os
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from em_train.engine.atomic import replacing
 from em_train.engine.progress import say
+from em_train.look.browser import find_browser, private_page
 from em_train.look.pictures import TRUTH_COLOURS, palette
 from em_train.look.voxel_server import LOOPBACK, ServedVolume, VoxelServer
 
@@ -45,8 +44,6 @@ FLAT_VX = (
 )
 PICTURE_PX = (1200, 900)
 PICTURE_SECONDS = 180.0  # until everything is read and drawn
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ON_MACOS = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 # Without a screen, and drawing without a GPU.
 HEADLESS = (
     *("--headless=new", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"),
@@ -129,9 +126,10 @@ def show(viewer: Viewer) -> None:
     """Say where Neuroglancer is, open it where there is a screen, and stay until Ctrl-C."""
     say(f"look at {viewer.address}")
     say("stays until Ctrl-C")
-    if sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        webbrowser.open(viewer.address)
-    with suppress(KeyboardInterrupt):
+    screen = {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        if screen or sys.platform in ("darwin", "win32"):
+            webbrowser.open(stack.enter_context(private_page(viewer.address)).as_uri())
         threading.Event().wait()
 
 
@@ -148,9 +146,9 @@ def save_screenshot(viewer: Viewer, path: Path) -> None:
     command = [find_browser(), *HEADLESS, f"--window-size={width},{height + 200}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--no-sandbox")  # Chromium's does not work for root
-    with tempfile.TemporaryDirectory(prefix="emtrain-view-", ignore_cleanup_errors=True) as home:
+    with private_page(viewer.address) as page:
         browser = subprocess.Popen(
-            [*command, f"--user-data-dir={home}", viewer.address],
+            [*command, f"--user-data-dir={page.parent}", page.as_uri()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # so that all of its processes can be ended
@@ -174,20 +172,6 @@ def save_screenshot(viewer: Viewer, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         with_names(picture, viewer.layers).save(temporary, format="PNG")
-
-
-def find_browser() -> str:
-    """A browser that can draw without a window."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None and ON_MACOS.exists():
-        found = str(ON_MACOS)
-    if found is None:
-        raise FileNotFoundError(
-            f"--screenshot needs Chromium or Chrome, and none of {', '.join(BROWSERS)} is there; "
-            "install it (Debian: apt install chromium), or leave --screenshot out and open the address "
-            "in any browser"
-        )
-    return found
 
 
 def with_names(picture: Image.Image, layers: Sequence[ShownLayer]) -> Image.Image:
@@ -225,27 +209,35 @@ def with_names(picture: Image.Image, layers: Sequence[ShownLayer]) -> Image.Imag
 # Layers ------------------------------------------------------------------------------------------
 
 
-def layers_of(address: str, *, below: bool) -> list[ShownLayer]:
+def layers_of(address: str, *, below: bool, beside: bool = False) -> list[ShownLayer]:
     """The layer of a volume, and those of the label images that are stored beside it.
 
-    Those of the volume below are not shown at first; those of a prediction are, instead of it.
+    Those of the volume below are not shown at first; those of a prediction are, instead of it. With
+    `beside` it is one of these.
     """
     forced, address = address.startswith(LABELS), address.removeprefix(LABELS)
     legend = read_legend(address)
     volume = open_volume(address, channel=0 if legend.channels else None)
     # Wider integers are numbers of things: a camera has no more than 16 bits.
     numbers = volume.dtype.kind in "iu" and volume.dtype.itemsize > 2
-    is_label = forced or legend.is_label or numbers
+    is_label = forced or beside or legend.is_label or numbers
+    if volume.dtype.kind == "f":
+        if forced:
+            raise ValueError(
+                f"{LABELS}{address} holds {volume.dtype}, and names are integers; look at it without "
+                f"{LABELS}, or convert it"
+            )
+        is_label = False  # whatever it says
     if is_label:
         legend = _coloured(legend, volume.dtype.itemsize)
     served = ServedVolume(
         address, channels=len(legend.channels) or 1, is_label=is_label, names=legend.classes
     )
     name = re.sub(r"\.(ome\.)?zarr$", "", address.rstrip("/").rpartition("/")[2])
-    beside = [] if "://" in address or not Path(address).is_dir() else volume.label_names
-    layers = [ShownLayer(name, served, legend, below or not beside)]
-    for label in beside:
-        (found,) = layers_of(f"{LABELS}{address}/labels/{label}", below=False)
+    labels = [] if "://" in address or not Path(address).is_dir() else volume.label_names
+    layers = [ShownLayer(name, served, legend, below or not labels)]
+    for label in labels:
+        (found,) = layers_of(f"{address}/labels/{label}", below=False, beside=True)
         layers.append(replace(found, name=f"{name}/{label}", visible=not below))
     return layers
 

@@ -2,7 +2,8 @@
 
 Neuroglancer asks for small boxes at the resolution that it shows, so the volume may be of any size and
 of any format that em-data reads, on a server with credentials too. Only this machine is answered, and
-only who knows the token in the address.
+only who knows the token in the address and asks under a name of this machine: a page from elsewhere can
+have its own name lead here.
 
 https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
 """
@@ -13,8 +14,11 @@ import json
 import math
 import re
 import secrets
+import socket
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -28,7 +32,12 @@ LOOPBACK = "127.0.0.1"
 CHUNK_VX = (64, 64, 64)  # of volumes without chunks
 SMALLEST_BYTES, LARGEST_BYTES = 1 << 15, 1 << 21  # of one answer
 TYPES = {"bool": "uint8", "float16": "float32", "float64": "float32", "int64": "float32"}
-PLACE = re.compile(r"(\d+)-(\d+)_(\d+)-(\d+)_(\d+)-(\d+)")  # x, y, z
+PLACE = re.compile("_".join([r"(-?[0-9]{1,18})-(-?[0-9]{1,18})"] * 3))  # x, y, z
+HOSTS = (LOOPBACK, "localhost")
+CONNECTIONS = 64  # at once, a thread each; a browser has six of a server
+TIMEOUT_SECONDS = 30.0  # that a connection may say nothing, or take nothing
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n"
+ALLOWED = "Access-Control-Allow-Origin"  # the page comes from another port
 
 
 class ServedVolume:
@@ -118,7 +127,11 @@ class ServedVolume:
         return int3(size)
 
     def read(self, level: int, place: str) -> bytes | None:
-        """The voxels of a box such as `0-64_0-64_0-32`, x first; None where there is none."""
+        """The voxels of a box such as `0-64_0-64_0-32`, x first; None where there is none.
+
+        No box is larger than what `info` says is served at once. A level may begin before the finest
+        one, then its boxes are called `-5-59` and the like.
+        """
         found = PLACE.fullmatch(place)
         if not found or level >= len(self.levels):
             return None
@@ -129,7 +142,8 @@ class ServedVolume:
         volumes: Sequence[Volume] = self.levels[level]
         ends = [o + n for o, n in zip(origin, size, strict=True)]
         inside = all(e <= n for e, n in zip(ends, volumes[0].shape, strict=True))
-        if min(*origin, *(n - 1 for n in size)) < 0 or not inside:
+        small = all(n <= most for n, most in zip(size, self.chunk_vx(level), strict=True))
+        if min(*origin, *(n - 1 for n in size)) < 0 or not (inside and small):
             return None
         box = Box(int3(origin), size)
         return b"".join(v.read(box).astype(self.dtype, copy=False).tobytes() for v in volumes)
@@ -141,10 +155,17 @@ class VoxelServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, volumes: Sequence[ServedVolume], port: int = 0) -> None:
+    def __init__(
+        self, volumes: Sequence[ServedVolume], port: int = 0, hosts: Sequence[str] = HOSTS
+    ) -> None:
+        """Listen at `port`, or where it is free; `hosts` are the names that it answers to."""
         super().__init__((LOOPBACK, port), _Handler)
         self.volumes = volumes
+        self.hosts = hosts
         self.token = secrets.token_hex(16)
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        self._silent: dict[socket.socket, None] = {}  # who has asked nothing yet, the oldest first
+        self._counting = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
 
     def address(self, number: int) -> str:
@@ -154,17 +175,66 @@ class VoxelServer(ThreadingHTTPServer):
     def answer(self, path: str) -> tuple[str, bytes] | None:
         """Type and content of what lies at a path; None where there is nothing."""
         token, number, *rest = [*path.strip("/").split("/"), ""]
-        if token != self.token or not number.isdecimal() or int(number) >= len(self.volumes):
+        if not secrets.compare_digest(token.encode(), self.token.encode()):
+            return None
+        if not re.fullmatch("[0-9]{1,9}", number) or int(number) >= len(self.volumes):
             return None
         volume, rest = self.volumes[int(number)], rest[:-1]
         if rest == ["info"]:
             return "application/json", json.dumps(volume.info()).encode()
         if rest == ["names", "info"] and volume.names:
             return "application/json", json.dumps(volume.properties()).encode()
-        if len(rest) == 2 and rest[0].isdecimal():
+        if len(rest) == 2 and re.fullmatch("[0-9]{1,9}", rest[0]):
             voxels = volume.read(int(rest[0]), rest[1])
             return None if voxels is None else ("application/octet-stream", voxels)
         return None
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread; of too many, one that is silent makes room, or it waits."""
+        if self._free.acquire(blocking=False) or (
+            self._drop_silent() and self._free.acquire(timeout=1.0)
+        ):
+            self.mark(request, silent=True)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread has begun
+                self.mark(request, silent=False)
+                self._free.release()
+                raise
+            return
+        with suppress(OSError):
+            request.settimeout(1.0)
+            request.sendall(BUSY + f"{ALLOWED}: *\r\n\r\n".encode())
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """One connection, to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.mark(request, silent=False)
+            self._free.release()
+
+    def mark(self, request: socket.socket, *, silent: bool) -> None:
+        """Note whether a connection has still to ask something."""
+        with self._counting:
+            self._silent.pop(request, None)
+            if silent:
+                self._silent[request] = None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who leaves in the middle is no error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def _drop_silent(self) -> bool:
+        with self._counting:
+            oldest = next(iter(self._silent), None)
+            if oldest is not None:
+                del self._silent[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end
+        return oldest is not None
 
     def __enter__(self) -> VoxelServer:
         self._thread.start()
@@ -180,22 +250,34 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keeps connections
     server: VoxelServer
 
+    def setup(self) -> None:
+        """Let no connection be kept by who says nothing."""
+        self.request.settimeout(TIMEOUT_SECONDS)
+        super().setup()
+
+    def handle_one_request(self) -> None:
+        """Wait for a request, and answer it."""
+        self.server.mark(self.request, silent=True)
+        super().handle_one_request()
+
     def do_GET(self) -> None:
+        self.server.mark(self.request, silent=False)
+        known = re.sub(":[0-9]+$", "", self.headers.get("Host", "")).lower() in self.server.hosts
+        found = None
         try:
-            found = self.server.answer(self.path)
+            found = self.server.answer(self.path) if known else None
         except (OSError, ValueError, MemoryError) as error:
             say(str(error))
-            found = None
         kind, content = found or ("text/plain", b"")
         try:
-            self.send_response(200 if found else 404)
+            self.send_response(200 if found else 404 if known else 403)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
-            # The page comes from another port; who asks has shown the token.
-            self.send_header("Access-Control-Allow-Origin", "*")
+            if known:
+                self.send_header(ALLOWED, "*")
             self.end_headers()
             self.wfile.write(content)
-        except ConnectionError:  # it looks elsewhere by now
+        except (ConnectionError, TimeoutError):  # it looks elsewhere by now
             self.close_connection = True
 
     def log_message(self, format: str, *arguments: Any) -> None:

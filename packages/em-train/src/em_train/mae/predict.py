@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from em_data import Box, ImageConfig, Volume, grey_range
+from em_data import Box, ImageConfig, Volume
 from em_data.geometry import Int3, float3, int3
 from em_data.writer.tiling import TileGrid
 from em_models.windows import token_grid
 
+from em_train.engine.grey import choose
 from em_train.features.slab import Slab
 from em_train.mae.run import open_run
 from em_train.predict.plan import Prediction, check_outputs
@@ -26,14 +27,14 @@ from em_train.predict.plan import Prediction, check_outputs
 CHUNK_VX: Int3 = (16, 32, 32)  # patches; with all their channels one file of about 20 MiB
 
 
-def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Prediction:
+def plan(run: str, address: str, outputs: Sequence[str], tta: bool, grey: str) -> Prediction:
     """What the encoder of a run says about the patches of a volume; the output is `embedding`."""
     check_outputs(outputs, "mae")
     if tta:
         raise ValueError("--tta is of probabilities; the mean of vectors of turned patches is none")
     stored = open_run(Path(run))
     volume, config = stored.open(address), stored.encoder.config
-    grey, grid = grey_range(volume), token_grid(volume.shape, config.patch_vx)
+    chosen, grid = choose(Path(run), volume, grey), token_grid(volume.shape, config.patch_vx)
     size_nm, origin_nm = volume.voxel_size_nm, volume.origin_nm
     if size_nm:
         origin_nm = float3(
@@ -61,7 +62,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
 
     def compute(box: Box) -> Mapping[str, np.ndarray]:
         held = replace(volume, array=_read_around(volume, box, window, config.patch_vx))
-        slab = Slab(held, grey, config.patch_vx, box.origin_vx, box.size_vx)
+        slab = Slab(held, chosen.range, config.patch_vx, box.origin_vx, box.size_vx)
         return {"": stored.maps(slab, (-1,))[0].numpy()}
 
     return Prediction(
@@ -70,6 +71,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
         channels=config.width,
         raw_itemsize=volume.dtype.itemsize * math.prod(config.patch_vx),
         compute=compute,
+        grey=chosen,
     )
 
 

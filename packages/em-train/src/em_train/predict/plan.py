@@ -12,6 +12,7 @@ from em_data.writer.store import CHUNK_VX
 from em_data.writer.tiling import Model, TileGrid
 
 from em_train.catalogue import RECIPES
+from em_train.engine.grey import Grey
 from em_train.look.pictures import palette
 from em_train.predict.block_job import BlockFunction
 
@@ -30,6 +31,8 @@ class Prediction:
     """Bytes of the volume behind one voxel of the images."""
     compute: BlockFunction
     """From a box to the voxels of every image there."""
+    grey: Grey | None = None
+    """The values that are 0 and 1 for the network, where it is given them so."""
 
 
 def check_outputs(outputs: Sequence[str], command: str) -> None:

@@ -33,6 +33,7 @@ def predict(
     *,
     outputs: Sequence[str] = ("classes",),
     tta: bool = False,
+    grey: str = "auto",
     processes: int = 0,
     dask: str | None = None,
     memory_gib: float = 2.0,
@@ -50,6 +51,7 @@ def predict(
         outputs: what is written; which there are depends on the recipe. Of several, class maps become
             label images beside the others.
         tta: the mean of what the network says about a tile turned and mirrored in all eight ways.
+        grey: which grey values become 0 and 1, as `em_train.engine.grey.choose` takes it.
         processes: how many write at once; 0: this one alone.
         dask: `local:N` for N workers of Dask, or the address of its scheduler, instead.
         memory_gib: for the blocks of all processes of this machine, beside the network and its tile;
@@ -65,9 +67,12 @@ def predict(
     budget_bytes = int(memory_gib * 2**30) // (workers or 1)
     arguments: dict[str, Any] = {
         **{"module": module, "run": str(run.absolute()), "address": address},
-        **{"outputs": [*outputs], "tta": tta},
+        **{"outputs": [*outputs], "tta": tta, "grey": grey},
     }
     plan = _plan(**arguments)
+    if plan.grey:  # for all processes the same, to the last digit, and stored with what is written
+        arguments["grey"] = ",".join(map(repr, plan.grey.ends))
+        say(f"grey    {plan.grey}")
     shape = plan.images[0].shape_vx
     cost = {
         "channels": plan.channels,

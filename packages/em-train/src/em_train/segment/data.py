@@ -40,7 +40,8 @@ class DataConfig:
     volumes: tuple[str, ...] = ()
     """Addresses of raw volumes."""
     labels: tuple[str, ...] = ()
-    """NAME=ADDRESS or NAME=ADDRESS@VALUE of every class; for several volumes once for each, in order."""
+    """NAME=ADDRESS or NAME=ADDRESS@VALUE of every class, or borders:INSTANCES, or classes:MAP; for
+    several volumes once for each, in order."""
     at_nm: tuple[float, float, float] | None = None
     """Wanted voxel size (z, y, x) in nm: the nearest level of each volume. Without it, the finest."""
     ignore: int | None = None
@@ -93,6 +94,7 @@ def open_data(
         at_nm=config.at_nm,
         ignore=config.ignore,
         exclusive=config.exclusive,
+        quiet=not hold,
     )
     nbytes = sum(volume.nbytes for volume in volumes) + sum(one.nbytes for one in labels)
     if hold and nbytes <= budget_of(config):

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from em_data import Box, Labels, Region, Split, grey_range
+from em_data import Box, Labels, Region, Split
 from em_data.geometry import intersect
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from em_train.engine.grey import choose
 from em_train.engine.jsonable import blank_nan
 from em_train.engine.progress import say
 from em_train.engine.reading import open_raw
+from em_train.judge.labels import parse
 from em_train.judge.truth import Protocol
 from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
@@ -30,7 +32,7 @@ from em_train.segment.instances import (
     judge_instances,
     overlaps,
 )
-from em_train.segment.labels import Classes, open_labels, parse
+from em_train.segment.labels import Classes, open_labels
 from em_train.segment.metrics import SCORES, ClassScore
 from em_train.segment.report import Case, examine, save_case
 from em_train.segment.run import open_run
@@ -114,6 +116,7 @@ def evaluate(
     protocol: Protocol,
     *,
     at_nm: tuple[float, float, float] | None = None,
+    grey: str = "auto",
     instances: Sequence[str] = (),
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
@@ -125,6 +128,7 @@ def evaluate(
         score: not for segmentation, where nothing is left to fit.
         protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
         at_nm: voxel size instead of that of the run.
+        grey: which grey values become 0 and 1, as `em_train.engine.grey.choose` takes it.
         instances: names of classes whose instances are judged, or between: and a name, see `divide`.
     """
     if score is not None or protocol.fit_z is not None:
@@ -148,6 +152,7 @@ def evaluate(
         at_nm=data.at_nm,
         ignore=data.ignore,
         exclusive=data.exclusive,
+        names=stored.names,
     )
     if classes.names != stored.names:
         raise ValueError(
@@ -170,9 +175,9 @@ def evaluate(
             raise ValueError(f"no slice of --score-z {first}:{end} is labelled; give others")
     region = Region(everything, everything)
     split = Split((region,), (region,), (everything,))
-    windows = choose_windows(
-        [volume], [grey_range(volume)], [labels], classes, split, protocol.slices
-    )
+    chosen = choose(run, volume, grey)
+    say(f"grey    {chosen}")
+    windows = choose_windows([volume], [chosen.range], [labels], classes, split, protocol.slices)
     check_scored(windows, classes)
     if trained and protocol.score_z is None:
         say(
@@ -198,6 +203,7 @@ def evaluate(
         "labels": list(options),
         "score_z": protocol.score_z,
         "slices": slices_of(windows),
+        "grey": chosen.ends,
     }
     judged = {text: judge_instances(one.overlaps) for text, one in dividing.items()}
     return Evaluation(
@@ -209,7 +215,7 @@ def labels_of(data: DataConfig, number: int) -> list[str]:
     """The labels of one volume of a run, as `--labels` takes them."""
     given: dict[str, list[str]] = {}
     for option in data.labels:
-        given.setdefault(parse(option).name, []).append(option)
+        given.setdefault(parse(option).called, []).append(option)
     return [own[number] if len(own) > 1 else own[0] for own in given.values()]
 
 
@@ -225,7 +231,7 @@ class Dividing:
         channel = self.wanted.channel
         stored = self.labels.read(window.box)[0 if self.classes.values else channel, 0]
         true, known = (one[channel, 0].numpy() for one in (window.truth, window.known))
-        labels = np.where(true, stored, 0)
+        labels = true if self.classes.borders else np.where(true, stored, 0)
         pair = divide(found[channel], labels, known, between=self.wanted.between)
         self.overlaps.append(overlaps(*pair))
 

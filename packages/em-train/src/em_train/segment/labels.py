@@ -1,39 +1,28 @@
-"""Labels for segmentation: which volumes hold them, and what of them is a class.
+"""Labels for segmentation: what of the volumes is a class, and where that is known.
 
-    NAME=ADDRESS            a class of its own: where the volume is not 0
-    NAME=ADDRESS@VALUE      one value of a volume of classes
-
-Without a name, a class is called like its volume, with _ for what a name cannot hold. An address may
-be the name of a label image that is stored beside the raw volume.
+How `--labels` are written stands in `em_train.judge.labels`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import NamedTuple
 
 import torch
-from em_data import Box, Labels, Volume, open_volume, place_labels
-from em_data.formats.options import split_options
+from em_data import Box, Labels, Volume, place_labels
 from em_data.geometry import Float3, disjoint
 from torch import Tensor
 
-SPECIFICATION = re.compile(
-    r"(?:(?P<name>[\w .-]+)=)?(?P<address>[^@]+(?:@\D[^@]*)*)(?:@(?P<value>\d+))?"
+from em_train.engine.progress import say
+from em_train.judge.labels import (
+    BORDERS,
+    MAP,
+    Specification,
+    check_alone,
+    names_of,
+    open_label,
+    parse,
 )
-
-SUFFIXES = (".zarr", ".n5", ".npy", ".tif", ".tiff", ".h5")
-
-
-class Specification(NamedTuple):
-    """One --labels option."""
-
-    name: str
-    address: str
-    value: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +36,8 @@ class Classes:
     """Pixels of this value are not labelled."""
     exclusive: bool = False
     """Whether a pixel has one class: where several are labelled, the last of them."""
+    borders: bool = False
+    """Whether the only class is where instances of the only channel meet, within slices."""
 
     def target(self, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Truth and where it is known, as bool: two (B, V, …) as stored -> (B, C, …) each."""
@@ -57,31 +48,12 @@ class Classes:
             truth = labels == of.view(1, -1, *[1] * (labels.dim() - 2))
             valid = valid.expand_as(truth)
         else:
-            truth = labels != 0
+            truth = meeting(labels) if self.borders else labels != 0
         if self.exclusive:
             after = truth.flip(1).cumsum(1).flip(1)  # how many from each class on
             truth = truth & (after == 1)
             valid = valid.all(1, keepdim=True).expand_as(truth)
         return truth & valid, valid
-
-
-def parse(text: str) -> Specification:
-    """One label option.
-
-    >>> parse("mitochondria=labels.zarr/mito@2")
-    Specification(name='mitochondria', address='labels.zarr/mito', value=2)
-    >>> parse("labels.zarr/mito").name
-    'mito'
-    """
-    match = SPECIFICATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"labels are {text!r}; wanted NAME=ADDRESS or NAME=ADDRESS@VALUE")
-    name, address, value = match["name"], match["address"], match["value"]
-    path = PurePath(split_options(address)[0].rstrip("/").rpartition("::")[2])
-    stem = path.stem if path.suffix in SUFFIXES else path.name
-    stem = re.sub(r"[^\w .-]", "_", stem)
-    named = name or (stem if value is None else f"{stem} {value}")
-    return Specification(named, address, None if value is None else int(value))
 
 
 def open_labels(
@@ -91,15 +63,18 @@ def open_labels(
     at_nm: Float3 | None = None,
     ignore: int | None = None,
     exclusive: bool = False,
+    names: Sequence[str] = (),
+    quiet: bool = False,
 ) -> tuple[list[Labels], Classes]:
     """The labels of each raw volume, and what they mean.
 
     The i-th option of a name belongs to the i-th volume; a single one that names a label image stored
-    beside the volumes belongs to all.
+    beside the volumes belongs to all. Of `names`, which a run knows, a map may hold the first alone.
+    With `quiet` nobody is told what was opened.
     """
     given: dict[str, list[Specification]] = {}
-    for option in options:
-        given.setdefault(parse(option).name, []).append(parse(option))
+    for option in map(parse, options):
+        given.setdefault(option.called, []).append(option)
     if not given:
         raise ValueError("data.labels is empty; name the labels of each volume, with --labels")
     for name, own in given.items():
@@ -108,27 +83,58 @@ def open_labels(
         elif len(own) != len(raw):
             raise ValueError(
                 f"labels {name!r} are given {len(own)} times for {len(raw)} volumes; give --labels "
-                f"{name}=ADDRESS once for each --data, in the same order"
+                f"{own[0].at('ADDRESS')} once for each --data, in the same order"
             )
-    names, values = tuple(given), [own[0].value for own in given.values()]
-    by_value = [value for value in values if value is not None]
-    if any({one.value for one in own} != {own[0].value} for own in given.values()):
-        raise ValueError("a class has one value in all volumes; its labels name several")
-    opened = []
+        if any(one[2:] != own[0][2:] for one in own):
+            raise ValueError("a class has one value in all volumes; its labels name several")
+    firsts = [own[0] for own in given.values()]
+    check_alone(firsts)
+    kind = firsts[0].kind
+    by_value = [one.value for one in firsts if one.value is not None]
+    opened: list[dict[str, Volume]] = []
     for number, volume in enumerate(raw):
-        addresses = {name: own[number].address for name, own in given.items()}
-        if by_value and (len(by_value) < len(values) or len(set(addresses.values())) > 1):
-            raise ValueError(
-                "classes are either values of one volume (NAME=ADDRESS@VALUE, the same address) or "
-                f"have a volume each; {volume.source} is given both: {', '.join(options)}"
-            )
-        wanted = {"classes": next(iter(addresses.values()))} if by_value else addresses
-        opened.append(place_labels(volume, _open(volume, wanted, at_nm), ignore=ignore))
-    return opened, Classes(names=names, values=tuple(by_value), ignore=ignore, exclusive=exclusive)
+        wanted = {name: own[number] for name, own in given.items()}
+        if by_value:
+            if len(by_value) < len(wanted) or len({one.address for one in wanted.values()}) > 1:
+                raise ValueError(
+                    "classes are either values of one volume (NAME=ADDRESS@VALUE, the same address) or "
+                    f"have a volume each; {volume.source} is given both: {', '.join(options)}"
+                )
+            wanted = {MAP: next(iter(wanted.values()))}
+        opened.append({n: open_label(one, volume, at_nm=at_nm) for n, one in wanted.items()})
+        for own in () if quiet else given.values():
+            say(f"labels  {own[number].told(volume)}")
+    labels = [place_labels(r, own, ignore=ignore) for r, own in zip(raw, opened, strict=True)]
+    called = tuple(given)
+    if kind == MAP:
+        called = max((names_of(v[MAP], ignore) for v in opened), key=len)[1:]
+        if called == tuple(names[: len(called)]):
+            called = tuple(names)
+        by_value = [*range(1, 1 + len(called))]
+    return labels, Classes(
+        names=called,
+        values=tuple(by_value),
+        ignore=ignore,
+        exclusive=exclusive,
+        borders=kind == BORDERS,
+    )
+
+
+def meeting(instances: Tensor) -> Tensor:
+    """Whether one of the four neighbours in its slice belongs to another instance: (…, Y, X) -> bool."""
+    border = torch.zeros_like(instances, dtype=torch.bool)
+    for axis in (-2, -1):
+        n = instances.shape[axis] - 1
+        differ = instances.narrow(axis, 1, n) != instances.narrow(axis, 0, n)
+        for first in (0, 1):
+            border.narrow(axis, first, n).logical_or_(differ)
+    return border
 
 
 def balance(classes: Classes, share: float) -> dict[str, float]:
-    """The same part of `share` for every class, as samplers take it."""
+    """The same part of `share` for every class, as samplers take it; borders are met anyway."""
+    if classes.borders:
+        return {}
     keys = list(classes.names)
     if classes.values:
         keys = [f"{name}@{value}" for name, value in zip(keys, classes.values, strict=True)]
@@ -151,12 +157,3 @@ def truth_of(labels: Labels, classes: Classes, box: Box) -> tuple[Tensor, Tensor
     known = torch.from_numpy(labels.valid(box))[None]
     truth, valid = classes.target(stored, known)
     return truth[0], valid[0]
-
-
-def _open(raw: Volume, addresses: Mapping[str, str], at_nm: Float3 | None) -> dict[str, Volume]:
-    return {
-        name: raw.labels(address)
-        if address in raw.label_names
-        else open_volume(address, at_nm=at_nm)
-        for name, address in addresses.items()
-    }

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from em_data import Box, grey_range
+from em_data import Box
 from em_data.writer.tiling import as_uint8, predict_block
 
+from em_train.engine.grey import choose
 from em_train.engine.reading import open_raw
 from em_train.predict.plan import Prediction, check_outputs, class_images, turned
 from em_train.segment.loss import probabilities
@@ -22,7 +23,7 @@ from em_train.segment.run import open_run
 from em_train.segment.tiles import grid_of, tile_model, tile_side
 
 
-def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Prediction:
+def plan(run: str, address: str, outputs: Sequence[str], tta: bool, grey: str) -> Prediction:
     """What a run says about a volume, at the level that the run was trained on.
 
     Outputs are `classes` (0 for none; where several are found, the last) and `probabilities`.
@@ -37,7 +38,8 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
     volume = open_raw(address, stored.data, stored.data.at_nm)
     images = class_images(volume, outputs, stored.names, rest=True)
     grid = grid_of(stored.network, tile_side(stored.network, volume.shape))
-    logits = tile_model(stored.network, grey_range(volume), stored.device, stored.precision)
+    chosen = choose(Path(run), volume, grey)
+    logits = tile_model(stored.network, chosen.range, stored.device, stored.precision)
 
     def tile(raw: np.ndarray) -> np.ndarray:
         return probabilities(torch.from_numpy(logits(raw)), stored.loss, dim=1).numpy()
@@ -57,6 +59,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
         channels=len(stored.names),
         raw_itemsize=volume.dtype.itemsize,
         compute=compute,
+        grey=chosen,
     )
 
 
