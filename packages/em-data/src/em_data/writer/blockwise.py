@@ -24,7 +24,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,8 +42,9 @@ from em_data.errors import (
     StoreExistsError,
 )
 from em_data.geometry import Box, Int3, int3
+from em_data.writer.place import check_apart, check_free
 from em_data.writer.resume import ATTRIBUTE, check_same, image_config, plan_of_finished
-from em_data.writer.store import Image, ImageConfig, check_free, describe, put_in_place
+from em_data.writer.store import Image, ImageConfig, describe, put_in_place
 
 if sys.platform != "win32":
     import fcntl
@@ -279,6 +280,7 @@ def begin_blocks(
     config: Mapping[str, Any],
     resume: bool = False,
     overwrite: bool = False,
+    inputs: Iterable[str | Path] = (),
 ) -> BlockStore | None:
     """Begin a store that is written block by block, or go on with one; None: it is whole already.
 
@@ -290,8 +292,11 @@ def begin_blocks(
         config: all that the voxels depend on, as JSON can hold it. Going on with another one is
             refused.
         resume: go on where another process was interrupted; begin where there is nothing yet.
-        overwrite: begin anew whatever is there. A finished store stays until the new one is whole.
+        overwrite: begin anew where a zarr store is there. A finished store stays until the new one is
+            whole.
+        inputs: addresses of what is read, which is never replaced, nor written into.
     """
+    check_apart(path, inputs)
     path = Path(path)
     if resume and overwrite:
         raise ValueError(
@@ -311,6 +316,8 @@ def begin_blocks(
         check_same(path, plan_of_finished(path), plan)
         shutil.rmtree(folder, ignore_errors=True)  # where the last step was interrupted
         return None
+    if overwrite:
+        check_free(path, overwrite=True)  # before anything is made beside it
     folder.mkdir(parents=True, exist_ok=True)
     lock = _hold(folder, path)
     try:
@@ -346,7 +353,7 @@ def _begin(
     store = BlockStore(path, plan, create=True)
     for level in range(store.levels):
         (store.markers / str(level)).mkdir(parents=True)
-    temporary = folder / ".plan.json"
+    temporary = folder / f".plan.json.{os.getpid()}"
     temporary.write_text(json.dumps({"plan": plan, "replaces": overwrite}, indent=1))
     _flush(temporary)
     temporary.replace(stored)

@@ -17,8 +17,10 @@ import numpy as np
 from em_data import begin_blocks
 from em_data.geometry import Int3
 from em_data.writer.block_cost import block_figures, choose_block
+from em_data.writer.place import check_apart
 
 from em_train.engine.progress import say
+from em_train.engine.run_folder import read_by
 from em_train.predict.block_job import BlockFunction, BlockJob
 from em_train.predict.crew import write_blocks
 from em_train.predict.dask_workers import workers_at
@@ -57,7 +59,7 @@ def predict(
         block_vx: what a process writes at once; without it what computes least within the memory. A
             store that is gone on with keeps its own. No voxel depends on it.
         resume: go on with a store that was begun.
-        overwrite: replace what is there.
+        overwrite: replace the store that is there.
     """
     if dask and processes:
         raise ValueError("--processes are of this machine, --dask has its own; give one of them")
@@ -67,6 +69,8 @@ def predict(
         **{"module": module, "run": str(run.absolute()), "address": address},
         **{"outputs": [*outputs], "tta": tta},
     }
+    inputs = [run, address, *read_by(run)]
+    check_apart(out, inputs)  # before anything is computed
     plan = _plan(**arguments)
     shape = plan.images[0].shape_vx
     cost = {
@@ -104,6 +108,7 @@ def predict(
         config=arguments | {"weights": fingerprint(run)},
         resume=resume,
         overwrite=overwrite,
+        inputs=inputs,
     )
     if store is None:
         say(f"{out} is whole already")
