@@ -81,15 +81,15 @@ def test_a_configuration_has_a_command_and_groups(tmp_path):
 
 
 def test_only_lines_that_are_no_rows_are_left_out(tmp_path):
-    assert read_rows(tmp_path) == ([], [], False)
+    assert read_rows(tmp_path) == ([], [])
     lines = ['{"step": 1}', "null", "[1]", '{"loss": 1}', '{"step": "2"}', '{"step": 3, "los']
     path = tmp_path / "metrics.jsonl"
     path.write_bytes("\n".join([*lines, '{"step": 4, "loss": NaN}\n']).encode() + b'\xff\n{"st')
-    rows, damaged, cut_off = read_rows(tmp_path)
+    rows, damaged = read_rows(tmp_path)
     assert [row["step"] for row in rows] == [1, 4]
-    assert damaged == [2, 3, 4, 5, 6, 8, 9] and cut_off
-    path.write_text('{"step": 1}\n{"step": 2}\n')
-    assert read_rows(tmp_path).damaged == [] and not read_rows(tmp_path).cut_off
+    assert damaged == [2, 3, 4, 5, 6, 8]
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert read_rows(tmp_path) == ([{"step": 1}, {"step": 2}], [])
     path.unlink()
     path.mkdir()
     with pytest.raises(StoredFileError, match="metrics.jsonl is no plain file"):

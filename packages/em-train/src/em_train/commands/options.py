@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -109,10 +108,9 @@ def layers_of(
 
 def recipe_of(run: Path, modules: dict[str, str]) -> str:
     """The module that does something for the recipe of a run."""
-    path = run / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} holds no run: there is no config.json; give a run folder")
-    recipe = str(json.loads(path.read_text()).get("command"))
+    from em_train.engine.stored import read_config
+
+    recipe = read_config(run)["command"]
     if recipe not in modules:
         raise ValueError(f"{run} is a run of {recipe}; this works for {', '.join(modules)}")
     return modules[recipe]
@@ -129,7 +127,7 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, colon, end = text.partition(":")
-    if not (colon and first.isdigit() and end.isdigit()):
+    if not (colon and text.isascii() and first.isdecimal() and end.isdecimal()):
         raise ValueError(f"{option} is {text!r}; wanted a range FIRST:END such as 12:16")
     return int(first), int(end)
 

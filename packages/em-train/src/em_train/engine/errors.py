@@ -17,5 +17,9 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged or not of this run. Raised by `checkpoint`."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A file is no whole checkpoint; one before it may be. Raised by `checkpoint`."""
+
+
 class BlockFailedError(ChildProcessError):
     """A block cannot be computed, or takes its worker down each time. Raised by `crew`."""

@@ -100,8 +100,8 @@ class RunFolder:
         if not self.leads:
             return
         self.begun = True
-        rows, damaged, cut_off = stored.read_rows(self.path)
-        if damaged and not (cut_off and len(damaged) == 1):
+        rows, damaged = stored.read_rows(self.path)
+        if damaged:
             lines = ", ".join(map(str, damaged[:NAMED])) + (" …" if len(damaged) > NAMED else "")
             say(f"{self.metrics}: what cannot be read is left out (line {lines})")
         kept = [row for row in rows if row["step"] <= step]

@@ -29,8 +29,7 @@ class Rows(NamedTuple):
     """What was measured, and which lines of the file cannot be read."""
 
     rows: list[dict[str, Any]]
-    damaged: list[int]  # counted from 1
-    cut_off: bool  # whether the last line is one of them, as a kill leaves it
+    damaged: list[int]  # counted from 1; not a last one without an end, as a kill leaves it
 
 
 def read_text(path: Path, remedy: str) -> str:
@@ -89,23 +88,23 @@ def read_rows(run: Path) -> Rows:
     """What a run measured, without the lines of `metrics.jsonl` that are no rows."""
     path = run / "metrics.jsonl"
     if not os.path.lexists(path):
-        return Rows([], [], False)
+        return Rows([], [])
     if not path.is_file():
         raise StoredFileError(
             f"{path} is no plain file; put back a copy of it, or remove it: then the curves are lost"
         )
     rows, damaged = [], []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
+    *lines, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, last], 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # bytes that are no text are a ValueError too
             row = None
         if _is_row(row):
             rows.append(row)
-        elif line.strip():
+        elif line.strip() and number <= len(lines):
             damaged.append(number)
-    return Rows(rows, damaged, bool(damaged) and damaged[-1] == len(lines))
+    return Rows(rows, damaged)
 
 
 def leads_out(run: Path, path: Path) -> bool:
