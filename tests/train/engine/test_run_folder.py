@@ -2,8 +2,16 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from em_train.engine.config import Layer
 from em_train.engine.errors import RunFolderError
-from em_train.engine.run_folder import RunFolder, new_run, read_by, resumed_run, stored_part
+from em_train.engine.run_folder import (
+    RunFolder,
+    check_own,
+    new_run,
+    read_by,
+    resumed_run,
+    stored_part,
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,25 @@ def test_a_run_lies_apart_from_what_it_reads(tmp_path):
     with pytest.raises(FileExistsError, match="is a link to nowhere"):
         new_run(tmp_path / "link", Tree(), "cmd")
     assert read_by(new_run(tmp_path / "run", Tree(data=data), "cmd").path) == list(data.volumes)
+
+
+def test_data_named_again_must_be_those_of_the_run(tmp_path):
+    for name in ("raw", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("raw")
+    raw, labels = str(tmp_path / "raw"), ["mito=mito"]
+    begun = Layer("config.json", {"data": {"volumes": [raw], "labels": labels}})
+    for data in ({}, {"volumes": [raw]}, {"volumes": [str(tmp_path / "link")], "labels": labels}):
+        check_own(tmp_path, [begun, Layer("options", {"data": data})])
+    moved = Layer("--set", {"data": {"volumes": [str(tmp_path / "other")]}})
+    check_own(tmp_path, [begun, moved, Layer("--init", {"run": {"init": "x"}})])
+    for origin, data, message in (
+        ("--data", {"volumes": [str(tmp_path / "other")]}, "--data .*raw, not .*other; .* --set"),
+        ("options", {"volumes": [raw, raw]}, "leave --data out"),
+        ("options", {"labels": ["mito=other"]}, "--labels mito=mito, not mito=other; leave"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            check_own(tmp_path, [begun, Layer(origin, {"data": data})])
 
 
 def test_a_stored_configuration_that_is_damaged_is_named(tmp_path):

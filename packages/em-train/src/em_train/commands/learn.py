@@ -287,13 +287,14 @@ def start(
     from em_train.engine import config as configuration
     from em_train.engine import launch
     from em_train.engine.config import Layer
-    from em_train.engine.run_folder import stored_config
+    from em_train.engine.run_folder import check_own, stored_config
 
     where = launch.Places(gpus=places[0], processes=places[1])
     if resume:
         if out is None:
             raise ValueError("--resume needs the run folder: give it with --out")
         layers = [stored_config(out, command), *layers]
+        check_own(out, layers)
     if init:
         layers.append(Layer("--init", {"run": {"init": absolute(init)}}))
     if where.device():

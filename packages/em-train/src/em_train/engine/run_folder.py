@@ -45,6 +45,7 @@ OWN = re.compile(r"\.lock|\.config\.json\.(\d+\.)?tmp")
 STEP = re.compile(r"step-(\d{1,15})\.png")
 # What may differ when a run is resumed: nothing that changes its result. That the data are the same
 # is checked by the recipe, wherever they lie now.
+OPTIONS = ("--data", "options")  # layers of what was typed as --data and --labels
 NAMED = 5  # damaged lines that a message names
 FREE_KEYS = ("run.", "data.threads", "data.volumes")
 
@@ -126,6 +127,27 @@ def pictures_of(path: Path) -> dict[int, Path]:
 def read_by(path: Path) -> list[str]:
     """The addresses of what a run learned from."""
     return _addresses(stored.read_config(path))
+
+
+def check_own(path: Path, layers: Sequence[configuration.Layer]) -> None:
+    """Refuse `--data` and `--labels` that are not those of the run that goes on, the first layer."""
+    own = layers[0].values.get("data", {})
+    for layer in layers[1:]:
+        given = layer.values.get("data", {}) if layer.origin in OPTIONS else {}
+        for key in ("volumes", "labels"):
+            wanted = [*map(str, own.get(key) or ())]
+            if key in given and not _are_same(given[key], wanted):
+                option = "--data" if key == "volumes" else "--labels"
+                moved = "; volumes that were moved are named with --set data.volumes=…"
+                raise RunFolderError(
+                    f"{path} was started with {option} {' '.join(wanted)}, not {' '.join(given[key])}; "
+                    f"leave {option} out, or start a new run with another --out"
+                    + (moved if key == "volumes" else "")
+                )
+
+
+def _are_same(a: Sequence[str], b: Sequence[str]) -> bool:
+    return [*map(os.path.realpath, a)] == [*map(os.path.realpath, b)]
 
 
 def _addresses(tree: Mapping[str, Any]) -> list[str]:

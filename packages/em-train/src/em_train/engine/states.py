@@ -6,6 +6,7 @@ from typing import Any
 
 from em_train.engine import checkpoint
 from em_train.engine.errors import CheckpointError
+from em_train.engine.reading import is_same
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 
@@ -28,9 +29,9 @@ class States:
         start, checkpoints = 0, self.folder.checkpoints
         if resume and checkpoint.exists(checkpoints):
             state = checkpoint.load(checkpoints, world=self.run.world)
-            if state["data"] != self.data:
+            if not is_same(state.get("data"), self.data):
                 raise CheckpointError(
-                    f"{self.folder.path} was trained on other data: then {state['data']}, now "
+                    f"{self.folder.path} was trained on other data: then {state.get('data')}, now "
                     f"{self.data}; give it the same volumes and labels, or start a new run with "
                     "another --out"
                 )

@@ -20,6 +20,7 @@ from em_data.writer.block_cost import block_figures, choose_block
 from em_data.writer.place import check_apart
 
 from em_train.engine.progress import say
+from em_train.engine.reading import gib_bytes
 from em_train.engine.run_folder import read_by
 from em_train.predict.block_job import BlockFunction, BlockJob
 from em_train.predict.crew import write_blocks
@@ -64,7 +65,7 @@ def predict(
     if dask and processes:
         raise ValueError("--processes are of this machine, --dask has its own; give one of them")
     workers = workers_at(dask) if dask else max(1, processes)
-    budget_bytes = int(memory_gib * 2**30) // (workers or 1)
+    budget_bytes = gib_bytes(memory_gib, "--memory-gib") // (workers or 1)
     arguments: dict[str, Any] = {
         **{"module": module, "run": str(run.absolute()), "address": address},
         **{"outputs": [*outputs], "tta": tta},
