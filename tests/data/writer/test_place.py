@@ -91,7 +91,7 @@ def test_only_a_zarr_store_is_replaced(tmp_path, write):
         with pytest.raises(StoreExistsError, match=message):
             write(tmp_path / out, overwrite=True)
     for out in ("", "."):
-        with pytest.raises(StoreExistsError, match="wanted the path of a new one"):
+        with pytest.raises(StoreExistsError, match="has no name to write under"):
             write(out)
     assert listing(tmp_path) == before
 

@@ -30,7 +30,7 @@ def check_apart(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
     """
     if not str(path) or Path(path).name in ("", ".."):
         raise StoreExistsError(
-            f"the place to write to is {str(path)!r}; wanted the path of a new one"
+            f"{str(path)!r} has no name to write under; name a place, such as out.zarr or runs/first"
         )
     real = Path(os.path.realpath(path))  # this follows links
     for address in inputs:

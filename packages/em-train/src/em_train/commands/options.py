@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from em_train.engine.config import Layer
 
 app = typer.Typer(
@@ -24,11 +26,43 @@ RECIPES = {"dense-ssl": "dense_ssl", "segment": "segment", "mae": "mae"}  # comm
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written in the end."""
-    if path and not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}; make it, or name another file")
-    return path
+# What a run cannot do without, whatever is asked to be written there.
+OF_A_RUN = ("config.json", "metrics.jsonl", "classes.json", "scores.json", "report.json")
+
+
+def writes(kind: str, *starts: bytes) -> Callable[[Path | None], Path | None]:
+    """A check of the file that an option names: it can be written, and replaces one of its kind only."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        from em_data import StoreExistsError
+        from em_data.writer.place import check_apart
+
+        try:
+            check_apart(path)
+        except StoreExistsError as error:
+            raise typer.BadParameter(str(error)) from None
+        if not path.parent.is_dir():
+            raise typer.BadParameter(
+                f"there is no folder {path.parent}; make it, or name another file"
+            )
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder; name a file")
+        if path.is_file():  # not a device, such as /dev/stdout
+            with path.open("rb") as file:
+                start = file.read(16).lower()
+            if path.name in OF_A_RUN or (start and not start.startswith(starts)):
+                raise typer.BadParameter(
+                    f"{path} is there and is no {kind} that may be replaced; name another file"
+                )
+        return path
+
+    return check
+
+
+writes_png = writes("picture", b"\x89png")
+writes_html = writes("report", b"<!doctype html")
 
 
 Json = Annotated[
@@ -36,8 +70,7 @@ Json = Annotated[
     typer.Option(
         "--json",
         metavar="PATH",
-        dir_okay=False,
-        callback=in_a_folder,
+        callback=writes("table of figures", b"{", b"["),
         help="Also write the figures there as JSON.",
     ),
 ]

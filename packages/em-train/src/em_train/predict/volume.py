@@ -70,7 +70,7 @@ def predict(
         **{"module": module, "run": str(run.absolute()), "address": address},
         **{"outputs": [*outputs], "tta": tta},
     }
-    inputs = [run, address, *read_by(run)]
+    inputs: list[str | Path] = [run, address, *read_by(run)]
     check_apart(out, inputs)  # before anything is computed
     plan = _plan(**arguments)
     shape = plan.images[0].shape_vx
