@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -146,6 +147,14 @@ def test_data_named_again_must_be_those_of_the_run(tmp_path):
     ):
         with pytest.raises(RunFolderError, match=message):
             check_own(tmp_path, [begun, Layer(origin, {"data": data})])
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name):
+    new_run(tmp_path / "a", Tree(), "cmd")
+    os.mkfifo(tmp_path / "a" / name)
+    with pytest.raises(ValueError, match=f"{name} is no plain file; remove it"):
+        resumed_run(tmp_path / "a", Tree(), "cmd")
 
 
 def test_a_stored_configuration_that_is_damaged_is_named(tmp_path):

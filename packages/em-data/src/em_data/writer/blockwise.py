@@ -43,7 +43,15 @@ from em_data.errors import (
 )
 from em_data.geometry import Box, Int3, int3
 from em_data.writer.place import check_apart, check_free
-from em_data.writer.resume import ATTRIBUTE, check_same, image_config, plan_of_finished
+from em_data.writer.resume import (
+    ATTRIBUTE,
+    check_same,
+    image_config,
+    plan_damaged,
+    plan_of_finished,
+    read_plan,
+    stored_sums,
+)
 from em_data.writer.store import Image, ImageConfig, describe, put_in_place
 
 if sys.platform != "win32":
@@ -184,7 +192,7 @@ class BlockStore:
             describe(self.root, list(self.images.values()))
             for path in self.images:
                 _flush(store / path / "zarr.json")
-        replaces = json.loads((self.folder / "plan.json").read_text())["replaces"]
+        replaces = read_plan(self.folder / "plan.json")["replaces"]
         put_in_place(store, self.path, overwrite=replaces)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.finished = True
@@ -234,8 +242,10 @@ class BlockStore:
                 f"block {key} of {self.path} is missing; go on with --resume"
             ) from None
         except ValueError:
-            stored = {}
-        if stored.get("plan") != self.hash or stored["crc32"].get(path) != zlib.crc32(voxels.data):
+            stored = None
+        sums = stored_sums(stored)
+        same = isinstance(stored, dict) and stored.get("plan") == self.hash
+        if not same or sums.get(path) != zlib.crc32(voxels.data):
             raise BlockDamagedError(
                 f"block {key} of {self.path} is not what was written (its checksum differs); delete "
                 f"{marker} and go on with --resume to write it again"
@@ -340,10 +350,10 @@ def _begin(
                 f"{path} was begun already and is not whole (what there is lies in {folder}); "
                 "go on with --resume, or begin anew with --overwrite"
             )
-        kept = json.loads(stored.read_text())
+        kept = read_plan(stored)
         check_free(path, overwrite=kept["replaces"])
         check_same(path, kept["plan"], plan)
-        store = BlockStore(path, kept["plan"])
+        store = _opened(path, kept["plan"], stored)
         store._lock = lock
         return store
     check_free(path, overwrite=overwrite)
@@ -368,7 +378,14 @@ def attach_blocks(path: str | Path) -> BlockStore:
     stored = _unfinished(path) / "plan.json"
     if not stored.exists():
         raise BlockMissingError(f"no store is being written at {path}; begin one first")
-    return BlockStore(path, json.loads(stored.read_text())["plan"])
+    return _opened(path, read_plan(stored)["plan"], stored)
+
+
+def _opened(path: Path, plan: Mapping[str, Any], stored: Path) -> BlockStore:
+    try:
+        return BlockStore(path, plan)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise plan_damaged(stored, error) from error
 
 
 def _unfinished(path: Path) -> Path:

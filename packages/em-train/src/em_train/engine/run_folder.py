@@ -187,6 +187,11 @@ def resumed_run(path: Path, config: Any, command: str) -> RunFolder:
     check_config(path, config, command)
     folder = RunFolder(path)
     remove_leftovers(path)
+    for name in ("log.txt", "metrics.jsonl"):  # a pipe would be waited for
+        if os.path.lexists(path / name) and not (path / name).is_file():
+            raise StoredFileError(
+                f"{path / name} is no plain file; remove it, or put back a copy of it"
+            )
     if folder.rows() and not any(folder.checkpoints.glob("step-*.pt")):
         raise RunFolderError(
             f"{path} has measured steps but no checkpoint to go on from; put its checkpoints back, or "
