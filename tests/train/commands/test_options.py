@@ -4,7 +4,7 @@ import os
 
 import pytest
 import typer
-from em_train.commands.options import parse_range, writes, writes_html, writes_png
+from em_train.commands.options import absolute, parse_range, writes, writes_html, writes_png
 
 JSON = writes("table of figures", b"{", b"[")
 
@@ -45,6 +45,15 @@ def test_what_somebody_made_is_not_replaced(tmp_path):
             check(tmp_path / name)
     os.mkfifo(tmp_path / "pipe")  # for another program to read
     assert JSON(tmp_path / "pipe")
+
+
+def test_an_empty_address_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.h5").touch()
+    assert absolute("a.h5::raw") == f"{tmp_path / 'a.h5'}::raw" and absolute("mito") == "mito"
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="is empty; name one"):
+            absolute(empty)
 
 
 def test_ranges_are_of_plain_digits():

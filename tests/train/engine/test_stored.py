@@ -32,6 +32,7 @@ def test_what_is_whole_is_read(tmp_path):
         ('{"names": ["a"]', "no JSON"),
         ("9" * 5000, "no JSON"),
         ("[" * 100_000, "no JSON"),
+        ("[" * 500 + "]" * 500, "nested too deeply"),
         ("null", "got None"),
         ("[]", r"got \[\]"),
         ("7", "got 7"),

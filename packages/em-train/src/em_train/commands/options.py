@@ -167,6 +167,8 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
 
 def absolute(address: str) -> str:
     """The address of a volume that stays right when the run is resumed from another folder."""
+    if not address.strip():
+        raise ValueError("the address of a volume is empty; name one, such as --data raw.zarr")
     path, separator, dataset = address.partition("::")  # of HDF5
     return f"{Path(path).absolute()}{separator}{dataset}" if Path(path).exists() else address
 

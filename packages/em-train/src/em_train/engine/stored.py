@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 MOST_BYTES = 2**28  # of a text file of a run; what is larger is something else
 GROUPS = ("data", "model", "loss", "optim", "run")  # of the configuration of every recipe
+MOST_DEEP = 32  # groups within groups
 MOST_NAMED = 3  # problems that a message names
 
 
@@ -60,6 +61,8 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
     except (ValueError, RecursionError) as error:  # not JSON, or numbers and nesting without end
         reason = str(error).partition(";")[0]
         raise StoredFileError(f"{path} is damaged: it is no JSON ({reason}); {remedy}") from None
+    if _depth(tree) > MOST_DEEP:
+        raise StoredFileError(f"{path} is damaged: it is nested too deeply; {remedy}")
     try:
         return pydantic.TypeAdapter(kind).validate_python(tree)
     except pydantic.ValidationError as error:
@@ -119,6 +122,15 @@ def _is_row(row: Any) -> bool:
         and type(row.get("step")) is int
         and all(type(value) in (int, float) for value in row.values())
     )
+
+
+def _depth(tree: Any) -> int:
+    depth, level = 0, [tree] if isinstance(tree, dict | list) else []
+    while level:
+        inside = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [v for part in inside for v in part if isinstance(v, dict | list)]
+        depth += 1
+    return depth
 
 
 def _problems(error: pydantic.ValidationError) -> str:
