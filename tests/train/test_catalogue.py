@@ -132,5 +132,5 @@ def test_a_run_of_an_unknown_recipe_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "other"}')
     with pytest.raises(ValueError, match="run of other, which this version does not know"):
         catalogue.entry_of(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"holds no run.*give a run folder"):
+    with pytest.raises(ValueError, match=r"holds no run.*give a folder that emtrain made"):
         catalogue.entry_of(tmp_path / "nowhere")

@@ -410,3 +410,37 @@ def test_folders_are_left_alone_where_they_cannot_be_opened(tmp_path, monkeypatc
     for path in (tmp_path, file):
         _flush(path)
     assert flushed == [file]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        '{"plan": 1, "replaces": false}',
+        '{"plan": {}, "replaces": false}',
+        "[" * 10**5,
+    ],
+)
+def test_a_plan_that_is_damaged_is_named(tmp_path, arrays, text):
+    path = tmp_path / "a.zarr"
+    with begin(path) as store:
+        stored = store.folder / "plan.json"
+    stored.write_text(text)
+    with pytest.raises(StoreExistsError, match="plan.json is damaged .*--overwrite"):
+        attach_blocks(path)
+    with pytest.raises(StoreExistsError, match=r"plan.json is damaged|another configuration"):
+        begin(path, resume=True)
+    with begin(path, overwrite=True) as store:
+        write_all(store, arrays)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"plan": "x"}', '{"crc32": 3}'])
+def test_a_marker_that_is_damaged_is_a_damaged_block(tmp_path, arrays, text):
+    with begin(tmp_path / "a.zarr") as store:
+        key = store.pending(0)[0]
+        write(store, key, arrays)
+        (store.markers / str(key)).write_text(text)
+        with pytest.raises(BlockDamagedError, match="not what was written"):
+            store._check(key, "", store.images[""].read(store.box(key)))

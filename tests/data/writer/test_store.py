@@ -56,9 +56,15 @@ def test_a_failure_leaves_nothing_and_a_taken_place_is_refused(tmp_path):
     with pytest.raises(StoreExistsError, match="exists already"), new_store(path):
         pass
     assert (path / "precious").read_text() == "data"
-    with new_store(path, overwrite=True) as store:
-        store.add_image((2, 4, 4), np.uint8, (1, 1, 1))
-    assert open_volume(path).shape == (2, 4, 4)
+
+
+def test_a_store_is_replaced_when_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.zarr"
+    for depth in (2, 3):
+        with new_store(path, overwrite=depth == 3) as store:
+            store.add_image((depth, 4, 4), np.uint8, (1, 1, 1))
+            assert path.exists() == (depth == 3)
+        assert open_volume(path).shape == (depth, 4, 4)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -70,14 +76,6 @@ def test_a_store_that_appeared_meanwhile_is_kept(tmp_path):
         (path / "precious").write_text("data")
     assert (path / "precious").read_text() == "data"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_can_be_overwritten(tmp_path):
-    path = tmp_path / "a.zarr"
-    path.write_text("a file")
-    with new_store(path, overwrite=True) as store:
-        store.add_image((2, 4, 4), np.uint8, (1, 1, 1))
-    assert path.is_dir() and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_block_must_fit_its_box(tmp_path):

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 from em_train.engine.atomic import point, remove_leftovers, replacing
@@ -32,8 +34,44 @@ def test_a_link_is_moved_in_one_step(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_removed_everywhere(tmp_path):
     (tmp_path / "images").mkdir()
-    for name in ("config.json", ".config.json.tmp", "images/.a.png.tmp", "images/a.png"):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = f".b.png.{os.getppid()}.tmp"
+    for name in (
+        *("config.json", ".config.json.tmp", "images/.a.png.tmp", "images/a.png", alive),
+        *(f"images/.b.png.{dead.pid}.tmp", f".c.json.{os.getpid()}.tmp", ".config.json.x.tmp"),
+    ):
         (tmp_path / name).write_text("x")
     remove_leftovers(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["config.json", "images/a.png"]
+    assert left == [alive, "config.json", "images/a.png"], (
+        "another process still writes one of them"
+    )
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from em_train.engine.atomic import point, replacing
+path = Path(sys.argv[1])
+with replacing(path) as temporary:
+    temporary.write_text("of the other")
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_processes_write_one_file_and_neither_fails(tmp_path):
+    path = tmp_path / "report.html"
+    command = [sys.executable, "-c", WRITE, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "writing\n"
+        with replacing(path) as temporary:
+            temporary.write_text("mine")
+        assert path.read_text() == "mine"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        assert other.wait(60) == 0
+    assert path.read_text() == "of the other" and list(tmp_path.iterdir()) == [path]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -166,3 +167,42 @@ def test_a_new_run_starts_from_the_averaged_weights_of_another(tmp_path):
         checkpoint.initialise(nn.Linear(3, 2), tmp_path / "run")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         checkpoint.initialise(model, tmp_path)
+
+
+class Evil:
+    """What a pickle may bring along."""
+
+    def __reduce__(self):
+        return (print, ("run by torch.load",))
+
+
+def test_what_is_no_checkpoint_is_named_and_never_loaded_unsafely(tmp_path, capfd):
+    path = tmp_path / "step-00000001.pt"
+    for content, reason in (
+        ({"x": Evil()}, "it holds more than tensors and plain values"),
+        ([1], "it holds no states of a run"),
+        ({"x": 1}, "it holds no states of a run"),
+        ({"format": checkpoint.FORMAT, "step": "1", "world": 1}, "it holds no states of a run"),
+    ):
+        torch.save(content, path)
+        for look in (lambda: checkpoint.read(path), lambda: checkpoint.load(tmp_path)):
+            with pytest.raises(CheckpointError, match=rf"step-00000001.pt is damaged .{reason}"):
+                look()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="no plain file.*; put back a copy of it"):
+        checkpoint.read(path)
+    told = capfd.readouterr()
+    assert "run by torch.load" not in told.out and "weights_only" not in told.out + told.err
+
+
+@pytest.mark.parametrize("wrong", [None, [], 7, {}, {"state": {}, "param_groups": []}])
+def test_states_of_another_shape_are_named(tmp_path, wrong):
+    model = nn.Linear(2, 3)
+    parts = {"networks": model, "optimiser": torch.optim.AdamW(model.parameters())}
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with pytest.raises(CheckpointError, match="holds a state of optimiser that is not what a run"):
+        checkpoint.restore(parts, state | {"optimiser": wrong}, tmp_path)
+    for weights in (None, [], {"weight": 1}):
+        with pytest.raises(CheckpointError, match="holds no weights"):
+            checkpoint.restore(parts, state | {"networks": weights}, tmp_path)

@@ -72,6 +72,46 @@ def test_the_script_is_bash_and_says_what_slurm_needs(tmp_path):
     assert "--cpus-per-task=3" in script([], path, gpus=None, processes=3)
 
 
+def sbatch_reads(line):
+    """The words of a line #SBATCH, as `get_argument` of sbatch takes them apart."""
+    words, word, quote, escaped = [], None, "", False
+    for c in line:
+        if escaped or (quote and c not in (quote, "\\")):
+            word, escaped = (word or "") + c, False
+        elif c == "\\":
+            escaped = True
+        elif c in ('"', "'"):
+            word, quote = word or "", "" if quote else c
+        elif c == "#":
+            break
+        elif c.isspace():
+            words, word = [*words, *([word] if word is not None else [])], None
+        else:
+            word = (word or "") + c
+    assert not quote and not escaped
+    return [*words, *([word] if word is not None else [])]
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "a b", "it's", 'say "x"', "back\\slash", "# no", "ä", "5%j"]
+)
+def test_sbatch_reads_the_name_and_the_log_as_they_are(name):
+    path = Path("/data/runs of mine") / name
+    lines = script([], path, gpus=1, processes=1).splitlines()
+    words = [sbatch_reads(line.removeprefix("#SBATCH ")) for line in lines if "#SBATCH" in line]
+    assert all(len(one) == 1 for one in words), words
+    log = str(path).replace("%", "%%")  # %j would be the number of the job
+    assert [f"--job-name={name}"] in words and [f"--output={log}.slurm.txt"] in words
+
+
+def test_no_name_becomes_a_line_of_the_script():
+    for wrong in ("a\nrm -rf x", "a\r", "a\x1b[2J", "a\u2028b"):
+        with pytest.raises(ValueError, match="control character.* another --out"):
+            script([], Path(wrong), gpus=1, processes=1)
+        with pytest.raises(ValueError, match="control character.* --sbatch"):
+            script([], Path("run"), gpus=1, processes=1, options=[f"--comment={wrong}"])
+
+
 def test_the_command_prints_it_without_running(tmp_path):
     command = [sys.executable, "-m", "em_train.cli", "dense-ssl", "--out", "run", *RUN]
     more = ["--processes", "2", "--slurm", "print", "--sbatch=--nodes=2"]

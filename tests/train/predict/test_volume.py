@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,22 @@ def test_what_was_interrupted_is_gone_on_with_in_another_way(run, tmp_path, emtr
         assert refused.exit_code == 1 and "--overwrite" in str(refused.exception)
     again = CliRunner().invoke(app, arguments(run, out, "--resume", "--processes", "1"))
     assert again.exit_code == 0  # whole already, whatever its blocks were
+
+
+def test_what_a_prediction_reads_is_never_replaced(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    (tmp_path / "link.zarr").symlink_to(run / "v.zarr")
+    before = sorted(run.rglob("*"))
+    for out in (
+        *(run / "v.zarr", run / "v.zarr" / "labels" / "mito", tmp_path / "link.zarr", run),
+        *(tmp_path / "run", tmp_path / "run" / "weights", tmp_path / "run" / "new.zarr"),
+    ):
+        command = ["predict", tmp_path / "run", "--data", run / "v.zarr", "--out", out]
+        told = CliRunner().invoke(app, [*map(str, command), "--overwrite"])
+        assert isinstance(told.exception, StoreExistsError), out
+        assert "which is read here" in str(told.exception)
+    assert sorted(run.rglob("*")) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.zarr", "run"]
 
 
 def test_a_missing_block_is_an_error_and_leaves_no_store(run, tmp_path, emtrain):

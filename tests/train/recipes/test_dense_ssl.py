@@ -442,11 +442,12 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path):
     voxels = np.random.default_rng(0).integers(0, 4095, (8, 96, 96), np.uint16)
     np.save(tmp_path / "a.npy", voxels)
     np.save(tmp_path / "moved.npy", voxels)
+    np.save(tmp_path / "other.npy", voxels[::-1])  # of the same shape, type and grey range
     np.save(tmp_path / "fewer.npy", voxels[:7])
     np.save(tmp_path / "darker.npy", voxels // 2)
     config = small(data={"volumes": [str(tmp_path / "a.npy")]})
     assert start(tmp_path / "run", config)
-    for name in ("moved", "fewer", "darker"):
+    for name in ("moved", "other", "fewer", "darker"):
         again = small(data={"volumes": [str(tmp_path / f"{name}.npy")]})
         folder = resumed_run(tmp_path / "run", again, "dense-ssl")
         if name == "moved":

@@ -115,10 +115,11 @@ def test_labels_of_a_run_of_several_volumes_are_those_of_the_volume(run, tmp_pat
 
 
 def test_scores_are_written_where_a_picture_cannot_be(run, tmp_path):
-    (tmp_path / "file").touch()
+    shutil.copytree(run / "run", tmp_path / "run", ignore=shutil.ignore_patterns("images"))
+    (tmp_path / "run" / "images").touch()
     told = invoke(
-        *(run / "run", "--data", run / "v.zarr", "--score-z", "4:5", "--json", tmp_path / "s.json"),
-        *("--picture", tmp_path / "file" / "worst.png"),
+        *(tmp_path / "run", "--data", run / "v.zarr", "--score-z", "4:5"),
+        *("--json", tmp_path / "s.json"),
     )
     assert told.exit_code == 0 and "boundary_f1" in told.output
     assert "could not be saved" in told.output and "--picture" in told.output

@@ -21,7 +21,7 @@ from em_models.timm_encoder import TimmEncoder, TimmEncoderConfig
 from em_models.unet import UNet, UNetConfig, effective_receptive_field
 from em_models.unet3d import UNet3d, UNet3dConfig
 from em_models.vit3d import Vit3d, Vit3dConfig, Voxels, vit3d_size
-from em_models.weights import load, save
+from em_models.weights import load, read_description, save
 from em_models.windows import dense_features
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "layout",
     "load",
     "mae_size",
+    "read_description",
     "save",
     "vit3d_size",
 ]

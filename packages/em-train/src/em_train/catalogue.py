@@ -7,7 +7,6 @@ not imported, so that `emtrain --help` answers at once.
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,10 +117,9 @@ RECIPES = {
 
 def entry_of(run: Path) -> Entry:
     """The recipe of a run folder."""
-    path = run / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} holds no run: there is no config.json; give a run folder")
-    command = str(json.loads(path.read_text()).get("command"))
+    from em_train.engine.stored import read_config
+
+    command = read_config(run)["command"]
     if command not in RECIPES:
         raise ValueError(
             f"{run} is a run of {command}, which this version does not know; it knows "

@@ -18,6 +18,7 @@ from em_train.commands import learn  # noqa: F401
 from em_train.commands import judge, use  # noqa: F401
 from em_train.commands.options import app
 from em_train.engine import worker
+from em_train.engine.wording import is_mendable, one_line
 
 
 def main() -> None:
@@ -35,13 +36,14 @@ def main() -> None:
         if worker.ERROR_FILE in os.environ:  # who started this worker says it, once
             worker.record(error)
             sys.exit(1)
-        if isinstance(error, worker.MENDABLE) and "--debug" in sys.argv:
+        mendable = is_mendable(error)
+        if mendable and "--debug" in sys.argv:
             raise
-        if not isinstance(error, (*worker.MENDABLE, worker.WorkerError)):
+        if not (mendable or isinstance(error, worker.WorkerError)):
             typer.echo("this is a bug in emtrain; please report what follows", err=True)
             raise
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(worker.place() + (str(error) or type(error).__name__), err=True)
+        typer.echo(worker.place() + one_line(error), err=True)
         sys.exit(1)
 
 

@@ -24,7 +24,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,8 +42,17 @@ from em_data.errors import (
     StoreExistsError,
 )
 from em_data.geometry import Box, Int3, int3
-from em_data.writer.resume import ATTRIBUTE, check_same, image_config, plan_of_finished
-from em_data.writer.store import Image, ImageConfig, check_free, put_in_place, write_metadata
+from em_data.writer.place import check_apart, check_free
+from em_data.writer.resume import (
+    ATTRIBUTE,
+    check_same,
+    image_config,
+    plan_damaged,
+    plan_of_finished,
+    read_plan,
+    stored_sums,
+)
+from em_data.writer.store import Image, ImageConfig, put_in_place, write_metadata
 
 if sys.platform != "win32":
     import fcntl
@@ -183,7 +192,7 @@ class BlockStore:
             write_metadata(self.root, list(self.images.values()))
             for path in self.images:
                 _flush(store / path / "zarr.json")
-        replaces = json.loads((self.folder / "plan.json").read_text())["replaces"]
+        replaces = read_plan(self.folder / "plan.json")["replaces"]
         put_in_place(store, self.path, overwrite=replaces)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.finished = True
@@ -233,8 +242,10 @@ class BlockStore:
                 f"block {key} of {self.path} is missing; go on with --resume"
             ) from None
         except ValueError:
-            stored = {}
-        if stored.get("plan") != self.hash or stored["crc32"].get(path) != zlib.crc32(voxels.data):
+            stored = None
+        sums = stored_sums(stored)
+        same = isinstance(stored, dict) and stored.get("plan") == self.hash
+        if not same or sums.get(path) != zlib.crc32(voxels.data):
             raise BlockDamagedError(
                 f"block {key} of {self.path} is not what was written (its checksum differs); delete "
                 f"{marker} and go on with --resume to write it again"
@@ -279,6 +290,7 @@ def begin_blocks(
     config: Mapping[str, Any],
     resume: bool = False,
     overwrite: bool = False,
+    inputs: Iterable[str | Path] = (),
 ) -> BlockStore | None:
     """Begin a store that is written block by block, or go on with one; None: it is whole already.
 
@@ -290,8 +302,11 @@ def begin_blocks(
         config: all that the voxels depend on, as JSON can hold it. Going on with another one is
             refused.
         resume: go on where another process was interrupted; begin where there is nothing yet.
-        overwrite: begin anew whatever is there. A finished store stays until the new one is whole.
+        overwrite: begin anew where a zarr store is there. A finished store stays until the new one is
+            whole.
+        inputs: addresses of what is read, which is never replaced, nor written into.
     """
+    check_apart(path, inputs)
     path = Path(path)
     if resume and overwrite:
         raise ValueError(
@@ -311,6 +326,8 @@ def begin_blocks(
         check_same(path, plan_of_finished(path), plan)
         shutil.rmtree(folder, ignore_errors=True)  # where the last step was interrupted
         return None
+    if overwrite:
+        check_free(path, overwrite=True)  # before anything is made beside it
     folder.mkdir(parents=True, exist_ok=True)
     lock = _hold(folder, path)
     try:
@@ -333,10 +350,10 @@ def _begin(
                 f"{path} was begun already and is not whole (what there is lies in {folder}); "
                 "go on with --resume, or begin anew with --overwrite"
             )
-        kept = json.loads(stored.read_text())
+        kept = read_plan(stored)
         check_free(path, overwrite=kept["replaces"])
         check_same(path, kept["plan"], plan)
-        store = BlockStore(path, kept["plan"])
+        store = _opened(path, kept["plan"], stored)
         store._lock = lock
         return store
     check_free(path, overwrite=overwrite)
@@ -346,7 +363,7 @@ def _begin(
     store = BlockStore(path, plan, create=True)
     for level in range(store.levels):
         (store.markers / str(level)).mkdir(parents=True)
-    temporary = folder / ".plan.json"
+    temporary = folder / f".plan.json.{os.getpid()}"
     temporary.write_text(json.dumps({"plan": plan, "replaces": overwrite}, indent=1))
     _flush(temporary)
     temporary.replace(stored)
@@ -361,7 +378,14 @@ def attach_blocks(path: str | Path) -> BlockStore:
     stored = _unfinished(path) / "plan.json"
     if not stored.exists():
         raise BlockMissingError(f"no store is being written at {path}; begin one first")
-    return BlockStore(path, json.loads(stored.read_text())["plan"])
+    return _opened(path, read_plan(stored)["plan"], stored)
+
+
+def _opened(path: Path, plan: Mapping[str, Any], stored: Path) -> BlockStore:
+    try:
+        return BlockStore(path, plan)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise plan_damaged(stored, error) from error
 
 
 def _unfinished(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,32 @@ def plan_of_finished(path: Path) -> Mapping[str, Any]:
             "with; choose another name, or replace it with --overwrite"
         ) from error
     return plan
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan of a store that is not whole yet, and whether it replaces another one."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise plan_damaged(path, error) from None
+    if not (
+        isinstance(stored, dict)
+        and isinstance(stored.get("plan"), dict)
+        and isinstance(stored.get("replaces"), bool)
+    ):
+        raise plan_damaged(path, "it holds no plan")
+    return stored
+
+
+def plan_damaged(path: Path, reason: object) -> StoreExistsError:
+    """The error for a plan that nothing can be written by."""
+    return StoreExistsError(f"{path} is damaged ({reason}); begin the store anew with --overwrite")
+
+
+def stored_sums(marker: object) -> dict[str, int]:
+    """The checksums that the marker of a block holds, by image; none where it is damaged."""
+    found = marker.get("crc32") if isinstance(marker, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def image_config(described: Mapping[str, Any]) -> ImageConfig:

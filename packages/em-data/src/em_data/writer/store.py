@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from em_data.errors import BoxError, StoreExistsError
+from em_data.errors import BoxError
 from em_data.geometry import Box, Float3, Int3, check_inside, int3, tiles
+from em_data.writer.place import check_apart, check_free
 from em_data.writer.pyramid import PlannedLevel, Pool, plan_levels, pool_voxels
 
 CHUNK_VX: Int3 = (32, 128, 128)  # 512 KiB of uint8: small enough to look at, large enough to stream
@@ -291,8 +292,15 @@ def write_metadata(root: zarr.Group, images: Sequence[Image]) -> None:
 
 
 @contextmanager
-def new_store(path: str | Path, *, overwrite: bool = False) -> Iterator[Store]:
-    """A store that appears at `path` when the block ends well, and not at all when it fails."""
+def new_store(
+    path: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()
+) -> Iterator[Store]:
+    """A store that appears at `path` when the block ends well, and not at all when it fails.
+
+    With `overwrite` it takes the place of a zarr store that is there, when it is whole. The inputs,
+    addresses of what is read, are never replaced, nor written into.
+    """
+    check_apart(path, inputs)
     path = Path(path)
     check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -312,16 +320,10 @@ def put_in_place(building: Path, path: Path, *, overwrite: bool) -> None:
     replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     if path.exists():
         path.rename(replaced)
-    building.rename(path)
-    if replaced.is_dir():
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        replaced.unlink(missing_ok=True)
-
-
-def check_free(path: Path, *, overwrite: bool = False) -> None:
-    """Refuse a place that is taken."""
-    if path.exists() and not overwrite:
-        raise StoreExistsError(
-            f"{path} exists already; choose another name, or replace it with --overwrite"
-        )
+    try:
+        building.rename(path)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(path)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

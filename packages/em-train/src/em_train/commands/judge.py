@@ -18,6 +18,8 @@ from em_train.commands.options import (
     parse_numbers,
     parse_range,
     was_given,
+    writes_html,
+    writes_png,
 )
 
 PANEL = "Judge what was learned"
@@ -203,7 +205,9 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Default: images/evaluation.png of the run."),
+        typer.Option(
+            metavar="PNG", callback=writes_png, help="Default: images/evaluation.png of the run."
+        ),
     ] = None,
     json_path: Json = None,
     debug: Debug = False,
@@ -275,6 +279,7 @@ def report(
         typer.Option(
             "--out",
             metavar="FILE",
+            callback=writes_html,
             help="Where to write. Default: RUN/report.html, or comparison.html for several runs.",
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from em_train.engine.config import Layer
 
@@ -24,11 +24,43 @@ app = typer.Typer(
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written in the end."""
-    if path and not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}; make it, or name another file")
-    return path
+# What a run cannot do without, whatever is asked to be written there.
+OF_A_RUN = ("config.json", "metrics.jsonl", "classes.json", "scores.json", "report.json")
+
+
+def writes(kind: str, *starts: bytes) -> Callable[[Path | None], Path | None]:
+    """A check of the file that an option names: it can be written, and replaces one of its kind only."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        from em_data import StoreExistsError
+        from em_data.writer.place import check_apart
+
+        try:
+            check_apart(path)
+        except StoreExistsError as error:
+            raise typer.BadParameter(str(error)) from None
+        if not path.parent.is_dir():
+            raise typer.BadParameter(
+                f"there is no folder {path.parent}; make it, or name another file"
+            )
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder; name a file")
+        if path.is_file():  # not a device, such as /dev/stdout
+            with path.open("rb") as file:
+                start = file.read(16).lower()
+            if path.name in OF_A_RUN or (start and not start.startswith(starts)):
+                raise typer.BadParameter(
+                    f"{path} is there and is no {kind} that may be replaced; name another file"
+                )
+        return path
+
+    return check
+
+
+writes_png = writes("picture", b"\x89png")
+writes_html = writes("report", b"<!doctype html")
 
 
 Json = Annotated[
@@ -36,8 +68,7 @@ Json = Annotated[
     typer.Option(
         "--json",
         metavar="PATH",
-        dir_okay=False,
-        callback=in_a_folder,
+        callback=writes("table of figures", b"{", b"["),
         help="Also write the figures there as JSON.",
     ),
 ]
@@ -111,13 +142,15 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, colon, end = text.partition(":")
-    if not (colon and first.isdigit() and end.isdigit()):
+    if not (colon and text.isascii() and first.isdecimal() and end.isdecimal()):
         raise ValueError(f"{option} is {text!r}; wanted a range FIRST:END such as 12:16")
     return int(first), int(end)
 
 
 def absolute(address: str) -> str:
     """The address of a volume that stays right when the run is resumed from another folder."""
+    if not address.strip():
+        raise ValueError("the address of a volume is empty; name one, such as --data raw.zarr")
     from em_data.formats.images import SCHEME as IMAGES
     from em_data.formats.options import split_options
 

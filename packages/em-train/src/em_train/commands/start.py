@@ -94,7 +94,7 @@ def start(entry: Entry, given: Given, layers: Sequence[Layer], *, again: str | N
     from em_train.engine import config as configuration
     from em_train.engine import launch
     from em_train.engine.config import Layer
-    from em_train.engine.run_folder import stored_config
+    from em_train.engine.run_folder import check_own, stored_config
 
     recipe, layers = entry.load(), [*layers]
     where = launch.Workers(gpus=given.gpus, processes=given.processes)
@@ -102,6 +102,7 @@ def start(entry: Entry, given: Given, layers: Sequence[Layer], *, again: str | N
         if given.out is None:
             raise ValueError("--resume needs the run folder: give it with --out")
         layers.insert(0, stored_config(given.out, entry.command))
+        check_own(given.out, layers)
     if given.init:
         layers.append(Layer("--init", {"run": {"init": absolute(given.init)}}))
     if where.device():

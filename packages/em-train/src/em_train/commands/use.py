@@ -21,6 +21,7 @@ from em_train.commands.options import (
     parse_channel,
     parse_numbers,
     print_config,
+    writes_png,
 )
 
 PANEL = "Use it, and look"
@@ -73,7 +74,9 @@ def predict(
         typer.Option(metavar="Z,Y,X", help="What is written at once. Default: by the memory."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the zarr store that is there.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write what a run says about every voxel of a volume as OME-Zarr, block by block.
@@ -145,7 +148,9 @@ def view(
     screenshot: Annotated[
         Path | None,
         typer.Option(
-            metavar="PNG", help="Write a picture, with Chromium and no window, and leave."
+            metavar="PNG",
+            callback=writes_png,
+            help="Write a picture, with Chromium and no window, and leave.",
         ),
     ] = None,
     debug: Debug = False,
@@ -185,7 +190,11 @@ def info(
     ] = None,
     thumbnail: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Also draw the middle of the volume, from two sides."),
+        typer.Option(
+            metavar="PNG",
+            callback=writes_png,
+            help="Also draw the middle of the volume, from two sides.",
+        ),
     ] = None,
     channel: Channel = None,
     json_path: Json = None,
@@ -291,7 +300,9 @@ def synth(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="List every property and leave.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the zarr store that is there.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write a synthetic EM volume with its truth as OME-Zarr.

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from em_train.engine import distributed
 from em_train.engine.atomic import point, replacing
-from em_train.engine.errors import CheckpointError
+from em_train.engine.errors import CheckpointError, DamagedCheckpointError
 from em_train.engine.progress import say
 
 FORMAT = 2
-DAMAGE = (
-    *(RuntimeError, EOFError, OSError, ValueError, KeyError),
-    *(zipfile.BadZipFile, pickle.UnpicklingError),
+HEAD = {"format": int, "step": int, "world": int}  # what is in each, beside the states of the parts
+# What states that were changed by hand, or are of another class, make `load_state_dict` raise.
+MISSHAPEN = (
+    *(AttributeError, AssertionError, IndexError, KeyError),
+    *(OverflowError, RuntimeError, TypeError, ValueError),
 )
 
 
@@ -73,11 +75,8 @@ def load(folder: Path, *, world: str = "any", best: bool = False) -> dict[str, A
     for path in paths:
         try:
             state = read(path)
-        except DAMAGE as error:
-            if isinstance(error, CheckpointError):
-                raise
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            problems.append(f"{path.name} is damaged ({reason})")
+        except DamagedCheckpointError as error:
+            problems.append(str(error).partition(";")[0].replace(f"{path.parent}/", ""))
             continue
         if world == "same" and state["world"] != distributed.size():
             raise CheckpointError(
@@ -95,17 +94,42 @@ def load(folder: Path, *, world: str = "any", best: bool = False) -> dict[str, A
 
 def read(path: Path) -> dict[str, Any]:
     """One checkpoint, verified; another format is refused."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
+    state = _whole(path)
+    if isinstance(state, dict) and state.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}; "
+            f"{path} has checkpoint format {state['format']!r}, this version reads {FORMAT}; "
             "use the version that wrote it"
         )
+    if not isinstance(state, dict) or any(type(state.get(k)) is not t for k, t in HEAD.items()):
+        raise _damaged(path, "it holds no states of a run")
     return state
+
+
+def _whole(path: Path) -> Any:
+    """What a file holds, if its checksums are right; nothing but tensors and plain values is made."""
+    if not path.is_file():
+        raise _damaged(path, "it is no plain file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+        if wrong is not None:
+            raise _damaged(path, f"checksum of {wrong} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError:  # torch would advise to load it all the same
+        raise _damaged(path, "it holds more than tensors and plain values") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive can make its readers raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise _damaged(path, reason) from error
+
+
+def _damaged(path: Path, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{path} is damaged ({reason}); put back a copy of it, or remove it to go on from the one before"
+    )
 
 
 def initialise(networks: nn.Module, run: str | Path) -> None:
@@ -114,10 +138,19 @@ def initialise(networks: nn.Module, run: str | Path) -> None:
     if not exists(folder):
         raise CheckpointError(f"no checkpoint in {folder}; give --init the folder of a run")
     state = load(folder, best=True)
-    average = state.get("average", {})
-    weights = {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
-    _refuse_other_weights(networks, weights or state.get("networks", {}), folder)
-    networks.load_state_dict(weights or state["networks"])
+    average = state.get("average") or {}
+    if isinstance(average, dict):
+        average = {str(k).removeprefix("module."): v for k, v in average.items()}
+        average.pop("n_averaged", None)
+    weights = average or state.get("networks", {})
+    _refuse_other_weights(networks, weights, folder)
+    networks.load_state_dict(weights)
+
+
+def take_over(network: nn.Module, loaded: nn.Module, run: Path) -> None:
+    """Give a network the weights of one that was loaded from a run."""
+    _refuse_other_weights(network, loaded.state_dict(), run)
+    network.load_state_dict(loaded.state_dict())
 
 
 def restore(parts: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
@@ -130,11 +163,20 @@ def restore(parts: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
         if isinstance(part, nn.Module):
             _refuse_other_weights(part, state[name], folder)
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        try:
+            part.load_state_dict(state[name])
+        except MISSHAPEN as error:
+            raise CheckpointError(
+                f"{folder} holds a state of {name} that is not what a run writes "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); put back a copy of the "
+                "checkpoint, or remove it to go on from the one before"
+            ) from error
 
 
-def _refuse_other_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+def _refuse_other_weights(model: nn.Module, weights: Any, folder: Path) -> None:
     own = model.state_dict()
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(f"{folder} holds no weights; put back a copy of its checkpoints")
     problems = [f"{key} is missing" for key in own if key not in weights]
     problems += [f"{key} is unknown" for key in weights if key not in own]
     problems += [

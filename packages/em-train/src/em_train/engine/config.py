@@ -22,10 +22,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import pydantic
 
+from em_train.engine import stored
 from em_train.engine.atomic import replacing
 from em_train.engine.errors import ConfigError
 
 T = TypeVar("T")
+REMEDY = "give a .toml, or the config.json of a run"
 Tree = Mapping[str, Any]
 
 
@@ -52,6 +54,7 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
     """
     known = {key.name: key for key in keys(cls)}
     problems: list[str] = []
+    origins: dict[str, str] = {}  # where the value of a key comes from
     # A recipe may give a part other defaults than the part has by itself.
     merged: dict[str, Any] = dataclasses.asdict(cls())  # type: ignore[call-overload]
     for layer in layers:
@@ -60,6 +63,9 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
                 problems.append(f"{name} ({layer.origin}): wanted a number, got {value}")
             elif name in known:
                 _put(merged, name, value)
+                origins[name] = layer.origin
+            elif any(key.startswith(f"{name}.") for key in known):
+                problems.append(f"{name} ({layer.origin}): wanted a group of keys, got {value!r}")
             else:
                 problems.append(f"{name} ({layer.origin}): {_suggestion(name, list(known))}")
     config: T | None = None
@@ -71,7 +77,8 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
             message = problem["msg"].removeprefix("Value error, ")
             got = problem["input"]
             shown = f", got {got!r}" if not isinstance(got, Mapping) else ""
-            problems.append(f"{name or cls.__name__}: {message}{shown}")
+            whose = _origin(name, origins)
+            problems.append(f"{name or cls.__name__}{whose}: {message}{shown}")
     if config is not None:
         for name, value in flat(config).items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -123,17 +130,15 @@ def save(config: Any, command: str, path: Path) -> None:
 
 def file_layer(path: Path, command: str) -> Layer:
     """A TOML file, or the `config.json` of a run."""
+    if not path.exists():
+        raise ConfigError(f"no configuration at {path}; {REMEDY}")
     try:
-        text = path.read_text()
-        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no configuration at {path}; give a .toml or a run's config.json"
-        ) from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as {path.suffix or 'TOML'}: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds a {type(tree).__name__}; wanted groups of keys")
+        if path.suffix == ".json":
+            tree = stored.read_json(path, dict[str, Any], REMEDY)
+        else:
+            tree = tomllib.loads(stored.read_text(path, REMEDY))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML ({error}); {REMEDY}") from None
     written_for = tree.pop("command", command)
     if written_for != command:
         raise ConfigError(f"{path} configures 'emtrain {written_for}', not 'emtrain {command}'")
@@ -188,6 +193,13 @@ def _leaves(cls: type, tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]
             yield from ((f"{prefix}{name}.{inner}", v) for inner, v in value.items())
         else:
             yield f"{prefix}{name}", value
+
+
+def _origin(name: str, origins: Mapping[str, str]) -> str:
+    """Where a key or the value that it lies in was given, for a message."""
+    while name and name not in origins:
+        name = name.rpartition(".")[0]
+    return f" ({origins[name]})" if name else ""
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -9,8 +9,16 @@ class RunFolderError(FileExistsError):
     """The run folder cannot be used for what was asked. Raised by `run_folder`."""
 
 
+class StoredFileError(ValueError):
+    """A file of a run is not what a run leaves there. Raised by `stored`."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint is damaged or not of this run. Raised by `checkpoint`."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file is no whole checkpoint; one before it may be. Raised by `checkpoint`."""
 
 
 class BlockFailedError(ChildProcessError):

@@ -6,24 +6,37 @@ and how samples become batches does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from em_data import (
     BlockSampler,
+    Box,
     GreyRange,
+    Key,
+    Labels,
+    Stream,
     Volume,
     binned,
     choose_sampler,
     nan_share,
     open_volume,
+    random_at,
 )
+from em_data.geometry import Int3, bounds, int3
 from em_data.loader import Loader
 
 from em_train.engine import distributed
 from em_train.engine.progress import say
 
+MOST_GIB = 2**20
+CHECKED, CHECKED_VX = 4, (8, 128, 128)  # boxes of a volume that stand for it: 512 KiB of bytes
+CHECKED_VOLUMES = 32  # of many
 SAME_SCALE = 1.1  # largest ratio of the voxel sizes of volumes that are learned together
 
 
@@ -119,7 +132,32 @@ def check_scale(volumes: Sequence[Volume]) -> None:
 
 def budget_of(config: ScaleConfig | BatchConfig) -> int:
     """Bytes of memory for voxels."""
-    return int(config.memory_gib * 2**30)
+    return gib_bytes(config.memory_gib, "data.memory_gib")
+
+
+def gib_bytes(gib: float, name: str) -> int:
+    """GiB in bytes; a number that no machine has is refused by its name."""
+    if not 0 < gib <= MOST_GIB:
+        raise ValueError(f"{name} is {gib:g}; wanted GiB of memory, above 0 and at most {MOST_GIB}")
+    return int(gib * 2**30)
+
+
+def check_batch(voxels: int, config: BatchConfig) -> None:
+    """Refuse a batch that this machine cannot hold, before anything is read for it."""
+    nbytes, there = 4 * voxels * config.batch_size // distributed.size(), machine_bytes()
+    if there and nbytes > there:
+        raise MemoryError(
+            f"a batch of {config.batch_size} crops takes {nbytes / 2**30:,.0f} GiB as float32, and this "
+            f"machine has {there / 2**30:.0f} GiB; lower data.batch_size, or take smaller crops"
+        )
+
+
+def machine_bytes() -> int | None:
+    """The memory of this machine; None where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
 
 
 def load(
@@ -141,6 +179,7 @@ def load(
         served: more of `em_data.loader.Loader`.
         drawn: more of `em_data.choose_sampler`, such as the regions that samples lie in.
     """
+    check_batch(math.prod(crop.crop_vx), config)
     sampler = choose_sampler(
         volumes,
         crop,
@@ -179,4 +218,38 @@ def fingerprint_data(loader: Loader, *more: object) -> Fingerprint:
     parts += [str(one) for one in more]
     if isinstance(loader.sampler, BlockSampler):
         parts.append(f"blocks {loader.sampler.plan}")
+    found = checksum(loader.volumes, loader.labels or ())
+    parts.append(f"checksum {found:08x}")
     return Fingerprint(", ".join(parts), tuple(loader.ranges))
+
+
+def checksum(volumes: Sequence[Volume], labels: Sequence[Labels | None] = ()) -> int:
+    """Of the voxels and labels of some boxes, always the same ones: cheap, wherever they lie."""
+    found = 0
+    for number in range(0, len(volumes), -(-len(volumes) // CHECKED_VOLUMES)):
+        volume, own = volumes[number], labels[number] if labels else None
+        for box in _boxes_of(Box((0, 0, 0), volume.shape), number, volume.chunk_vx):
+            found = _add(volume.read(box), found)
+        if own is not None and own.covered:
+            for box in _boxes_of(bounds(own.covered), number, None):
+                found = _add(own.read(box), found)
+    return found
+
+
+def _add(values: np.ndarray, found: int) -> int:
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    return zlib.crc32(np.ascontiguousarray(little).data, found)
+
+
+def _boxes_of(within: Box, number: int, chunk_vx: Int3 | None) -> Iterator[Box]:
+    """Some boxes in the part of a volume that counts, from the beginnings of chunks."""
+    size = [min(n, s) for n, s in zip(within.size_vx, CHECKED_VX, strict=True)]
+    for key in range(CHECKED):
+        draw = random_at(0, Stream.PLACE, Key(number, key)).integers
+        origin = [
+            o + int(draw(n - s + 1)) // c * c
+            for o, n, s, c in zip(
+                within.origin_vx, within.size_vx, size, chunk_vx or (1, 1, 1), strict=True
+            )
+        ]
+        yield Box(int3(origin), int3(size))

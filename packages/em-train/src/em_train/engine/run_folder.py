@@ -16,19 +16,25 @@ log.txt         when it started, stopped and why, with times
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from em_data.writer.place import check_apart
+
 from em_train.engine import config as configuration
+from em_train.engine import stored
 from em_train.engine.atomic import remove_leftovers, replacing
-from em_train.engine.errors import RunFolderError
+from em_train.engine.errors import RunFolderError, StoredFileError
+from em_train.engine.progress import say
 from em_train.engine.run_config import RESULT_KEYS
 
 if sys.platform != "win32":
@@ -36,9 +42,13 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 
-OWN = (".lock", ".config.json.tmp")  # what a start that was killed may leave before there is a run
+# What a start that was killed may leave before there is a run.
+OWN = re.compile(r"\.lock|\.config\.json\.(\d+\.)?tmp")
+STEP = re.compile(r"step-(\d{1,15})\.png")
 # What may differ when a run is resumed: nothing that changes its result. That the data are the same
 # is checked by the recipe, wherever they lie now.
+OPTIONS = ("--data", "options")  # layers of what was typed as --data and --labels
+NAMED = 5  # damaged lines that a message names
 FREE_KEYS = ("run.", "data.threads", "data.volumes")
 
 
@@ -86,18 +96,22 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`."""
-        return measured_rows(self.path)
+        return stored.read_rows(self.path).rows
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, because it will be done again."""
         if not self.leads:
             return
         self.begun = True
-        kept = [row for row in self.rows() if row["step"] <= step]
+        rows, damaged = stored.read_rows(self.path)
+        if damaged:
+            lines = ", ".join(map(str, damaged[:NAMED])) + (" …" if len(damaged) > NAMED else "")
+            say(f"{self.metrics}: what cannot be read is left out (line {lines})")
+        kept = [row for row in rows if row["step"] <= step]
         with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        for picture in self.images.glob("step-*.png"):
-            if int(picture.stem.removeprefix("step-")) > step:
+        for later, picture in pictures_of(self.path).items():
+            if later > step:
                 picture.unlink()
         if self.mirrored:
             from em_train.engine import tensorboard
@@ -105,22 +119,49 @@ class RunFolder:
             self._board = tensorboard.writer(self.path, step)
 
 
-def measured_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of the `metrics.jsonl` of a run; a last line that a kill cut off is left out."""
-    metrics = path / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
-    for line in metrics.read_text().splitlines() if metrics.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def pictures_of(path: Path) -> dict[int, Path]:
+    """The pictures through time of a run, by their steps."""
+    named = {found: STEP.fullmatch(found.name) for found in (path / "images").glob("step-*.png")}
+    steps = {int(match[1]): found for found, match in named.items() if match}
+    return dict(sorted(steps.items()))
+
+
+def read_by(path: Path) -> list[str]:
+    """The addresses of what a run learned from."""
+    return _addresses(stored.read_config(path))
+
+
+def check_own(path: Path, layers: Sequence[configuration.Layer]) -> None:
+    """Refuse `--data` and `--labels` that are not those of the run that goes on, the first layer."""
+    own = layers[0].values.get("data", {})
+    for layer in layers[1:]:
+        given = layer.values.get("data", {}) if layer.origin in OPTIONS else {}
+        for key in ("volumes", "labels"):
+            wanted = [*map(str, own.get(key) or ())]
+            if key in given and not _are_same(given[key], wanted):
+                option = "--data" if key == "volumes" else "--labels"
+                moved = "; volumes that were moved are named with --set data.volumes=…"
+                raise RunFolderError(
+                    f"{path} was started with {option} {' '.join(wanted)}, not {' '.join(given[key])}; "
+                    f"leave {option} out, or start a new run with another --out"
+                    + (moved if key == "volumes" else "")
+                )
+
+
+def _are_same(a: Sequence[str], b: Sequence[str]) -> bool:
+    return [*map(os.path.realpath, a)] == [*map(os.path.realpath, b)]
+
+
+def _addresses(tree: Mapping[str, Any]) -> list[str]:
+    found = [tree.get("data", {}).get(key) for key in ("volumes", "labels")]
+    return [str(one) for own in found if isinstance(own, list | tuple) for one in own]
 
 
 def new_run(path: Path, config: Any, command: str) -> RunFolder:
     """Make the folder of a new run; a folder with anything in it is refused."""
+    check_apart(path, _addresses(dataclasses.asdict(config)))
     if path.exists() and (
-        not path.is_dir() or any(inside.name not in OWN for inside in path.iterdir())
+        not path.is_dir() or not all(OWN.fullmatch(inside.name) for inside in path.iterdir())
     ):
         what = "holds another run" if (path / "config.json").exists() else "is not an empty folder"
         raise RunFolderError(
@@ -148,6 +189,11 @@ def resumed_run(path: Path, config: Any, command: str) -> RunFolder:
     check_config(path, config, command)
     folder = RunFolder(path)
     remove_leftovers(path)
+    for name in ("log.txt", "metrics.jsonl"):  # a pipe would be waited for
+        if os.path.lexists(path / name) and not (path / name).is_file():
+            raise StoredFileError(
+                f"{path / name} is no plain file; remove it, or put back a copy of it"
+            )
     if folder.rows() and not any(folder.checkpoints.glob("step-*.pt")):
         raise RunFolderError(
             f"{path} has measured steps but no checkpoint to go on from; put its checkpoints back, or "
@@ -160,8 +206,8 @@ def resumed_run(path: Path, config: Any, command: str) -> RunFolder:
 
 def check_config(path: Path, config: Any, command: str, *, fixed: Sequence[str] = ()) -> None:
     """Refuse another configuration than a run was started with, but for what is free and not `fixed`."""
-    stored = configuration.resolve(type(config), [stored_config(path, command)])
-    lines = {line.partition(":")[0]: line for line in configuration.differences(stored, config)}
+    begun = configuration.resolve(type(config), [stored_config(path, command)])
+    lines = {line.partition(":")[0]: line for line in configuration.differences(begun, config)}
     changed = [
         line
         for key, line in lines.items()
@@ -186,15 +232,21 @@ def discard(folder: RunFolder) -> None:
 
 def stored_config(path: Path, command: str) -> configuration.Layer:
     """The configuration that a run was started with."""
-    if not (path / "config.json").exists():
+    if not os.path.lexists(path / "config.json"):
         raise RunFolderError(f"{path} holds no run to resume; start one without --resume")
+    stored.read_config(path)  # its shape
     return configuration.file_layer(path / "config.json", command)
 
 
 def stored_part(path: Path, command: str, group: str, cls: type[T]) -> T:
     """One group of the configuration that a run was started with, such as `data`."""
-    stored = stored_config(path, command)
-    return configuration.resolve(cls, [configuration.Layer(stored.origin, stored.values[group])])
+    begun = stored_config(path, command)
+    if group not in begun.values:
+        raise StoredFileError(
+            f"{begun.origin} is damaged: it has no group {group}; put back a copy of it, or start a "
+            "new run"
+        )
+    return configuration.resolve(cls, [configuration.Layer(begun.origin, begun.values[group])])
 
 
 def finished(path: Path) -> Path:

@@ -6,6 +6,7 @@ leave, and then puts the job back into the queue, where it goes on with `--resum
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -69,15 +70,28 @@ def script(
         processes: workers per node.
         options: further options of sbatch, such as `--nodes=4` or `--time=24:00:00`.
     """
+    for word in (str(path), *options):
+        if not word.isprintable():
+            raise ValueError(
+                f"{word!r} has a control character, which cannot stand in a line of a Slurm script; choose "
+                "another --out or --sbatch"
+            )
     per_node = f"--gpus-per-node={gpus}" if gpus else f"--cpus-per-task={processes}"
     return SCRIPT.format(
-        name=shlex.quote(path.name),
+        name=_quoted(path.name),
         resources=f"#SBATCH {per_node}",
         warning=WARNING_S,
-        log=f"{path.parent}/{path.name}.slurm.txt",
+        log=_quoted(f"{path.parent}/{path.name}.slurm.txt".replace("%", "%%")),
         options="".join(f"#SBATCH {option}\n" for option in options),
         config=shlex.quote(str(path / "config.json")),
         python=shlex.quote(sys.executable),
         processes=processes,
         arguments=shlex.join([*arguments, "--out", str(path)]),
     )
+
+
+def _quoted(text: str) -> str:
+    """A value in a line #SBATCH: sbatch reads quotes as a shell does, but also `\\` within them."""
+    if re.fullmatch(r"[\w/.,%@+-]+", text, re.ASCII):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'

@@ -32,9 +32,9 @@ class States:
         start, checkpoints = 0, self.folder.checkpoints
         if resume and checkpoint.exists(checkpoints):
             state = checkpoint.load(checkpoints, world=self.run.world)
-            if state["data"] != self.data.text:
+            if state.get("data") != self.data.text:
                 raise CheckpointError(
-                    f"{self.folder.path} was trained on other data: then {state['data']}, now "
+                    f"{self.folder.path} was trained on other data: then {state.get('data')}, now "
                     f"{self.data.text}; give it the same volumes and labels, or start a new run with "
                     "another --out"
                 )

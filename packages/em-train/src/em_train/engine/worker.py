@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from em_train.catalogue import Recipe
 
-# By the person who reads it.
-MENDABLE = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
+from em_train.engine.wording import is_mendable, one_line
+
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch elastic reads why a worker failed
 
@@ -97,8 +97,8 @@ def record(error: BaseException) -> None:
         "extraInfo": {
             "py_callstack": traceback.format_exc(),
             "timestamp": str(int(time.time())),
-            "text": str(error) or type(error).__name__,
-            "mendable": isinstance(error, MENDABLE),
+            "text": one_line(error),
+            "mendable": is_mendable(error),
             "transient": isinstance(error, OSError),
             "echo": _is_echo(error),
         },

@@ -6,7 +6,6 @@ torch is imported only where it is asked about: a volume is described in half a 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import platform
 from pathlib import Path
@@ -188,27 +187,22 @@ def _middle(volume: Volume, size_vx: tuple[int, int, int]) -> tuple[np.ndarray, 
 
 
 def _weights(folder: Path) -> dict[str, Any]:
-    from em_models import count_parameters, load
+    from em_models import count_parameters, load, read_description
 
-    described = json.loads((folder / "config.json").read_text())
-    model = load(folder)
-    found = {"weights": str(folder), "class": described["class"]}
+    described, model = read_description(folder), load(folder)
+    found = {"weights": str(folder), "class": described.name}
     found["parameters"] = f"{count_parameters(model):,}"
-    return found | {key: str(value) for key, value in described["config"].items()}
+    return found | {key: str(value) for key, value in described.config.items()}
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    described = json.loads((folder / "config.json").read_text())
-    if "command" not in described:
-        raise VolumeFormatError(
-            f"{folder}/config.json belongs neither to a run nor to weights; "
-            "wanted a volume, a run folder or a folder of weights"
-        )
-    from em_train.engine.run_folder import measured_rows
+    from em_train.engine.stored import read_config, read_rows
 
-    rows = measured_rows(folder)
+    described = read_config(folder)
+    rows = read_rows(folder).rows
     found: dict[str, Any] = {"run": str(folder), "command": f"emtrain {described['command']}"}
-    found["data"] = ", ".join(described.get("data", {}).get("volumes", ["unknown"]))
+    volumes = described.get("data", {}).get("volumes")
+    found["data"] = ", ".join(map(str, volumes)) if isinstance(volumes, list) else "unknown"
     wanted = described.get("optim", {}).get("steps", "unknown")
     found["steps"] = f"{rows[-1]['step'] if rows else 0} of {wanted}"
     if rows:

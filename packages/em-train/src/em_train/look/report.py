@@ -13,14 +13,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from em_train.engine import stored
 from em_train.engine.atomic import replacing
-from em_train.engine.errors import RunFolderError
-from em_train.engine.run_folder import RunFolder, measured_rows
+from em_train.engine.errors import StoredFileError
+from em_train.engine.progress import say
+from em_train.engine.run_folder import RunFolder, pictures_of
+
+T = TypeVar("T")
 
 # Told apart by most people who do not see all colours; the first one is a lone run's.
 COLOURS = ("#2a78d6", "#d9662b", "#1f9e77", "#b0489b", "#8a7a10", "#c23b4e", "#5b6bc0", "#6b6b6b")
+PNG_START = b"\x89PNG\r\n\x1a\n"
 FRAMES = 12  # pictures through time in a report; all of them stay in images/
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -109,8 +114,8 @@ def render(paths: Sequence[Path], out: Path) -> None:
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         if len(runs) > 1:
             parts.append(f"<h2>{_key(number)}{html.escape(name)}</h2>")
-        if (run.path / run.told.picture).is_file():
-            parts.append(_image(run.path / run.told.picture, run.told.caption))
+        if run.told.picture:
+            parts.append(_image(run.path, run.path / run.told.picture, run.told.caption))
         parts += ["<h2>Result</h2>" if len(runs) == 1 else "", _table(run.told.summary)]
     parts += [
         "<h2>Curves</h2><div class=curves>",
@@ -118,13 +123,12 @@ def render(paths: Sequence[Path], out: Path) -> None:
         "</div>",
     ]
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        frames = _evenly(sorted((run.path / "images").glob("step-*.png")), FRAMES)
+        frames = _evenly(list(pictures_of(run.path).items()), FRAMES)
         if frames:
             whose = f": {html.escape(name)}" if len(runs) > 1 else ""
             parts.append(f"<h2>{_key(number) if whose else ''}Through time{whose}</h2>")
             parts.append("<div class=frames>")
-            steps = [int(frame.stem.removeprefix("step-")) for frame in frames]
-            parts += [_image(f, f"step {step}") for f, step in zip(frames, steps, strict=True)]
+            parts += [_image(run.path, path, f"step {step}") for step, path in frames]
             parts.append("</div>")
     parts += ["<h2>Configuration</h2>", _settings(runs, names), "</html>"]
     with replacing(out) as temporary:
@@ -133,13 +137,19 @@ def render(paths: Sequence[Path], out: Path) -> None:
 
 def read_run(path: Path) -> Run:
     """What the folder of a run holds, finished or not."""
-    if not (path / "config.json").exists():
-        raise RunFolderError(f"{path} holds no run; give folders that emtrain made with --out")
-    settings = dict(_flat(json.loads((path / "config.json").read_text())))
-    rows = measured_rows(path)
+    for name in ("config.json", "report.json"):
+        if stored.leads_out(path, path / name):
+            raise StoredFileError(
+                f"{path / name} leads out of the run, and a report shows nothing that lies elsewhere; "
+                "put a copy of the file in its place"
+            )
+    settings = dict(_flat(stored.read_config(path)))
+    rows, damaged = stored.read_rows(path)
+    if damaged:
+        say(f"{path / 'metrics.jsonl'}: {len(damaged)} damaged lines are left out")
     if (path / "report.json").exists():
-        stored = json.loads((path / "report.json").read_text(encoding="utf-8"))
-        told = Told(**stored | {"curves": tuple(Curve(**curve) for curve in stored["curves"])})
+        remedy = "remove it, and the report is made of what was measured"
+        told = stored.read_json(path / "report.json", Told, remedy)
     else:
         step = rows[-1]["step"] if rows else 0
         state = {"state": f"step {step} of {settings.get('run.steps', '?')}, not finished"}
@@ -212,15 +222,21 @@ def _curves(runs: Sequence[Run]) -> list[Curve]:
     return list((explained | {k: c for k, c in named.items() if k not in explained}).values())
 
 
-def _evenly(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most `most` of the paths, evenly spaced, the last among them."""
-    if len(paths) <= most:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
+def _evenly(frames: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the frames, evenly spaced, the last among them."""
+    if len(frames) <= most:
+        return list(frames)
+    return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
 
 
-def _image(path: Path, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+def _image(run: Path, path: Path, caption: str) -> str:
+    """A picture of a run; what is none, or lies elsewhere, is never shown: a report is passed on."""
+    if stored.leads_out(run, path):
+        return f"<p>{html.escape(caption)}: not shown, for it leads out of the run</p>"
+    content = path.read_bytes() if path.is_file() else b""
+    if not content.startswith(PNG_START):
+        return f"<p>{html.escape(caption)}: not shown, for there is no PNG</p>"
+    data = base64.b64encode(content).decode()
     text = html.escape(caption)
     return (
         f"<figure style='margin:0'><img alt='{text}' src='data:image/png;base64,{data}'>"

@@ -7,6 +7,7 @@ instrumented, and it works for every format.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -73,8 +74,10 @@ def reading_speed(
     for name, size in (("stack", stack_vx), ("cube", cube_vx)):
         if min(size) < 1:
             raise ValueError(f"a {name} of {size} voxels is empty; wanted at least 1 on every axis")
-    if seconds <= 0 or threads < 1:
-        raise ValueError(f"{seconds:g} seconds and {threads} threads; wanted more than 0 of both")
+    if not 0 < seconds < math.inf or threads < 1:
+        raise ValueError(
+            f"{seconds:g} seconds and {threads} threads; wanted more than 0 of both, and an end"
+        )
     began = time.perf_counter()
     volume = open_volume(source, channel=channel)
     found: dict[str, Any] = {

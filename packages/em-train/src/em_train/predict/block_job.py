@@ -34,9 +34,6 @@ GRACE_SECONDS = 20.0  # for blocks under way when a signal comes; schedulers kil
 POLL_SECONDS = 0.2
 
 
-EXPECTED = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BlockJob:
     """What is to be written, in words that another process understands."""

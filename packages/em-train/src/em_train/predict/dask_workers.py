@@ -24,8 +24,8 @@ from em_data.writer.blockwise import BlockKey
 from em_train.engine.errors import BlockFailedError
 from em_train.engine.progress import say
 from em_train.engine.stop import StopRequest
+from em_train.engine.wording import is_mendable, one_line
 from em_train.predict.block_job import (
-    EXPECTED,
     FAILURES,
     GRACE_SECONDS,
     POLL_SECONDS,
@@ -137,9 +137,11 @@ def write_block(job: str, key: str) -> None:
     with _one_at_a_time:
         try:
             _writer(job).write(BlockKey.parse(key))
-        except EXPECTED as error:
+        except Exception as error:
+            if not is_mendable(error):
+                raise
             # Errors with several arguments do not survive the way back.
-            raise BlockFailedError(str(error) or type(error).__name__) from None
+            raise BlockFailedError(one_line(error)) from None
 
 
 @functools.lru_cache(1)

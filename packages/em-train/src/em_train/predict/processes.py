@@ -25,8 +25,8 @@ from em_data.writer.blockwise import BlockKey, BlockStore
 from em_train.engine.errors import BlockFailedError
 from em_train.engine.progress import say
 from em_train.engine.stop import StopRequest
+from em_train.engine.wording import is_mendable, one_line
 from em_train.predict.block_job import (
-    EXPECTED,
     FAILURES,
     GRACE_SECONDS,
     IN_A_ROW,
@@ -227,8 +227,10 @@ def work(told: int, said: int, parent: int) -> None:
                 answers.write(_line({"error": None}))
         except BrokenPipeError:
             raise
-        except EXPECTED as raised:  # a person can mend it, and another worker would not do better
-            error = str(raised) or type(raised).__name__
+        except Exception as raised:
+            if not is_mendable(raised):
+                raise
+            error = one_line(raised)  # another worker would not do better
         if error:
             answers.write(_line({"error": error}))
 

@@ -17,8 +17,11 @@ import numpy as np
 from em_data import begin_blocks
 from em_data.geometry import Int3
 from em_data.writer.block_cost import block_figures, choose_block
+from em_data.writer.place import check_apart
 
 from em_train.engine.progress import say
+from em_train.engine.reading import gib_bytes
+from em_train.engine.run_folder import read_by
 from em_train.predict.block_job import BlockFunction, BlockJob
 from em_train.predict.crew import write_blocks
 from em_train.predict.dask_workers import workers_at
@@ -59,16 +62,18 @@ def predict(
         block_vx: what a process writes at once; without it what computes least within the memory. A
             store that is gone on with keeps its own. No voxel depends on it.
         resume: go on with a store that was begun.
-        overwrite: replace what is there.
+        overwrite: replace the store that is there.
     """
     if dask and processes:
         raise ValueError("--processes are of this machine, --dask has its own; give one of them")
     workers = workers_at(dask) if dask else max(1, processes)
-    budget_bytes = int(memory_gib * 2**30) // (workers or 1)
+    budget_bytes = gib_bytes(memory_gib, "--memory-gib") // (workers or 1)
     arguments: dict[str, Any] = {
         **{"module": module, "run": str(run.absolute()), "address": address},
         **{"outputs": [*outputs], "tta": tta, "grey": grey},
     }
+    inputs: list[str | Path] = [run, address, *read_by(run)]
+    check_apart(out, inputs)  # before anything is computed
     plan = _plan(**arguments)
     if plan.grey:  # for all processes the same, to the last digit, and stored with what is written
         arguments["grey"] = ",".join(map(repr, plan.grey.ends))
@@ -109,6 +114,7 @@ def predict(
         config=arguments | {"weights": fingerprint_run(run)},
         resume=resume,
         overwrite=overwrite,
+        inputs=inputs,
     )
     if store is None:
         say(f"{out} is whole already")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +12,10 @@ from em_data import open_volume
 from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig
 from torch import nn
 
+from em_train.dense import data as dense_data
 from em_train.engine import checkpoint
 from em_train.engine.errors import CheckpointError
+from em_train.engine.run_folder import stored_part
 from em_train.segment.data import DataConfig
 from em_train.segment.labels import Classes
 from em_train.segment.loss import LossConfig
@@ -58,17 +59,17 @@ def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
     weights = Path(init) / "weights" / "encoder"
     if not (weights / "config.json").exists():
         return {}
-    described = json.loads((weights / "config.json").read_text())
-    if described["class"] != "DenseEncoder":
+    described = em_models.read_description(weights)
+    if described.name != "DenseEncoder":
         raise ValueError(
-            f"{init} holds a {described['class']}; a U-Net takes a DenseEncoder as its guide: train "
+            f"{init} holds a {described.name}; a U-Net takes a DenseEncoder as its guide: train "
             "one with emtrain dense-ssl, or leave --init out"
         )
-    own = json.loads((Path(init) / "config.json").read_text())["data"]
-    wanted = own["at_nm"][1] if own.get("at_nm") else own.get("pixel_nm")
+    own = stored_part(Path(init), "dense-ssl", "data", dense_data.DataConfig)
+    wanted = own.at_nm[1] if own.at_nm else own.pixel_nm
     size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm if data.volumes else None
     ratio = max(1.0, wanted / size_nm[1]) if wanted and size_nm else 1.0
-    guide = {"guide": described["config"], "guide_scale": 2 ** round(math.log2(ratio))}
+    guide = {"guide": described.config, "guide_scale": 2 ** round(math.log2(ratio))}
     return {"model": {"unet": guide}}
 
 
@@ -83,7 +84,7 @@ def initialise(networks: nn.ModuleDict, init: Path) -> None:
             f"{init} is a dense-ssl run, but model.unet.guide has no place for its encoder; give it "
             "with --init, and with model.kind=unet"
         )
-    network.guide.load_state_dict(em_models.load(init / "weights" / "encoder").state_dict())
+    checkpoint.take_over(network.guide, em_models.load(init / "weights" / "encoder"), init)
 
 
 def freeze(networks: nn.ModuleDict) -> None:

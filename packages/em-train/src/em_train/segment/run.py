@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import em_models
 import torch
+from em_models import UNet, UNet3d
 
 from em_train.engine.device import choose_device
+from em_train.engine.errors import StoredFileError
 from em_train.engine.precision import Precision
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import stored_part
+from em_train.engine.stored import read_json
 from em_train.segment.data import DataConfig
 from em_train.segment.loss import LossConfig
+
+
+@dataclass(frozen=True)
+class StoredClasses:
+    """What `classes.json` holds."""
+
+    names: tuple[str, ...]
+    thresholds: tuple[float, ...]
 
 
 class StoredRun(NamedTuple):
@@ -32,19 +43,33 @@ class StoredRun(NamedTuple):
 def open_run(run: Path) -> StoredRun:
     """The best network of a run, on the device that the run chose, and how it is read."""
     how = stored_part(run, "segment", "run", RunConfig)
-    try:
-        classes = json.loads((run / "classes.json").read_text())
-    except FileNotFoundError:
+    path = run / "classes.json"
+    if not path.exists():
         raise FileNotFoundError(
             f"{run} has no classes.json; finish the run first, with emtrain segment --resume"
-        ) from None
+        )
+    remedy = f"put back a copy of it, or write it again with emtrain segment --out {run} --resume"
+    classes = read_json(path, StoredClasses, remedy)
+    network: Any = em_models.load(run / "weights" / "network")
+    if not isinstance(network, UNet | UNet3d):
+        raise StoredFileError(
+            f"{run}/weights/network holds a {type(network).__name__}, wanted a UNet or UNet3d; put back "
+            "a copy of the weights"
+        )
+    loss = stored_part(run, "segment", "loss", LossConfig)
+    count = network.config.classes - (loss.kind == "softmax")
+    if not len(classes.names) == len(classes.thresholds) == count:
+        raise StoredFileError(
+            f"{path} has {len(classes.names)} names and {len(classes.thresholds)} thresholds, and the "
+            f"network {count} classes; {remedy}"
+        )
     device = choose_device(how.device)
     return StoredRun(
-        network=em_models.load(run / "weights" / "network").to(device).eval(),
-        names=tuple(classes["names"]),
-        thresholds=tuple(classes["thresholds"]),
+        network=network.to(device).eval(),
+        names=classes.names,
+        thresholds=classes.thresholds,
         data=stored_part(run, "segment", "data", DataConfig),
-        loss=stored_part(run, "segment", "loss", LossConfig),
+        loss=loss,
         device=device,
         precision=how.precision,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +16,26 @@ from rich.table import Table
 from em_train.engine.atomic import replacing
 from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import check_config, stored_config
+from em_train.engine.stored import read_json
 
 Train = Callable[[Path, Sequence[Layer], bool], None]  # run folder, keys, go on with what is there
+
+
+class ClassScores(pydantic.BaseModel, extra="allow"):
+    """What a run reached for one class, in `scores.json`; more may stand there."""
+
+    name: str = pydantic.Field(alias="class")
+    dice: float
+    dice_interval: tuple[float, float]
+    iou: float
+    average_precision: float
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """What of `scores.json` is compared."""
+
+    classes: tuple[ClassScores, ...]
 
 
 def slice_counts(text: str | None) -> list[int]:
@@ -84,5 +104,7 @@ def run_series(path: Path, counts: Sequence[int], train: Train, *, resume: bool)
 
 def read_scores(folder: Path, count: int) -> list[dict[str, Any]]:
     """What a run reached, a row per class."""
-    found = json.loads((folder / "scores.json").read_text())["classes"]
-    return [{"slices": count} | {k: v for k, v in one.items() if k != "slices"} for one in found]
+    remedy = "remove it and go on with --resume: then this run is scored again"
+    found = read_json(folder / "scores.json", StoredScores, remedy)
+    rows = [one.model_dump(by_alias=True) for one in found.classes]
+    return [{"slices": count} | {k: v for k, v in row.items() if k != "slices"} for row in rows]

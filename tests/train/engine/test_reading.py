@@ -1,0 +1,83 @@
+"""That data are the same is seen in their voxels; what no machine holds is refused by its number."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from em_data import open_volume, place_labels
+from em_train.engine import reading
+from em_train.engine.reading import check_batch, checksum, gib_bytes
+
+SHAPE, SIZE = (40, 200, 300), (40.0, 8.0, 8.0)
+
+
+def volume_of(voxels):
+    return open_volume(voxels, voxel_size_nm=SIZE)
+
+
+def test_other_voxels_and_labels_have_another_checksum():
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 255, SHAPE, np.uint8)
+    truth = rng.integers(0, 3, SHAPE, np.uint8)
+    raw = volume_of(voxels)
+    labels = place_labels(raw, {"mito": volume_of(truth)})
+    found = checksum([raw], [labels])
+    again = checksum([volume_of(voxels.copy())], [place_labels(raw, {"mito": volume_of(truth)})])
+    assert found == again
+    big = volume_of(voxels.astype(">u2"))
+    assert checksum([big]) == checksum([volume_of(voxels.astype("<u2"))]), "of values, not of bytes"
+    others = [checksum([raw]), checksum([volume_of(voxels[::-1])], [labels])]
+    others += [checksum([raw], [place_labels(raw, {"mito": volume_of(truth[::-1])})])]
+    others += [checksum([raw, raw], [labels, labels])]
+    assert len({found, *others}) == 5
+
+
+def test_labels_of_a_few_slices_are_looked_at_where_they_are():
+    raw, plane = volume_of(np.zeros(SHAPE, np.uint8)), np.zeros((1, *SHAPE[1:]), np.uint8)
+
+    def found(values):
+        part = replace(volume_of(values), origin_nm=(33 * SIZE[0], 0.0, 0.0))
+        return checksum([raw], [place_labels(raw, {"mito": part})])
+
+    assert found(plane) != found(plane + 1)
+
+
+def test_little_is_read_of_many_and_large_volumes():
+    read = []
+
+    class Counted:
+        shape, dtype, chunks = (1000, 10**5, 10**5), np.dtype(np.uint8), (32, 128, 128)
+
+        def __getitem__(self, index):
+            read.append(index)
+            return np.zeros([part.stop - part.start for part in index], np.uint8)
+
+    volume = replace(volume_of(np.zeros((1, 1, 1), np.uint8)), array=Counted())
+    checksum([volume] * 1000)
+    assert len(read) <= reading.CHECKED * reading.CHECKED_VOLUMES
+    assert all(
+        part.start % chunk == 0 for i in read for part, chunk in zip(i, (32, 128, 128), strict=True)
+    )
+
+
+@dataclass
+class Batches:
+    """How samples become batches."""
+
+    batch_size: int
+    samples_per_epoch: int = 10
+    memory_gib: float = 1.0
+    threads: int = 1
+
+
+def test_numbers_that_no_machine_has_are_refused(monkeypatch):
+    for wrong in (1e300, float("inf"), float("nan"), 0.0, -1.0):
+        with pytest.raises(ValueError, match="data.memory_gib is .*; wanted GiB"):
+            gib_bytes(wrong, "data.memory_gib")
+    assert gib_bytes(0.5, "x") == 2**29
+    monkeypatch.setattr(reading, "machine_bytes", lambda: 16 * 2**30)
+    check_batch(64**3, Batches(8))
+    with pytest.raises(MemoryError, match="1000000 crops takes 977 GiB.* lower data.batch_size"):
+        check_batch(64**3, Batches(1_000_000))
+    monkeypatch.setattr(reading, "machine_bytes", lambda: None)
+    check_batch(64**3, Batches(1_000_000))
