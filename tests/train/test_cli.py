@@ -1,11 +1,13 @@
 """The command as a person meets it: in a process of its own."""
 
 import json
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,15 +27,30 @@ RUN = [
 DATA = ["--data", "synthetic:shape=6x96x96"]
 
 
+# What a fresh process does, but that torch, which it takes seconds to import, is there already.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["em_train.cli", "torch", "em_data", "em_models", "em_losses"])
+MAIN = """
+import os, sys
+for descriptor, path in enumerate(told, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+os.chdir(cwd)
+os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
+sys.argv = ["emtrain", *arguments]
+from em_train.cli import main
+main()
+"""
+
+
 def emtrain(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "em_train.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        told = [Path(folder, name) for name in ("stdout", "stderr")]
+        given = {"arguments": [*map(str, arguments)], "cwd": cwd or Path.cwd(), "told": told}
+        process = FORKS.Process(target=exec, args=(MAIN, given))
+        process.start()
+        process.join()
+        stdout, stderr = (path.read_text() for path in told)
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
 def refused(result, *expected):
@@ -44,6 +61,7 @@ def refused(result, *expected):
         assert part in result.stderr
 
 
+@pytest.mark.processes
 def test_help_imports_no_torch_and_is_fast():
     began = time.perf_counter()
     result = subprocess.run(
@@ -199,6 +217,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     refused(emtrain("dense-ssl", "--resume", "--out", tmp_path / "none"), "no run to resume")
 
 
+@pytest.mark.processes
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
     arguments = [*DATA, "--out", str(run), *RUN, "--set", "run.steps=100000"]

@@ -12,6 +12,8 @@ from em_models import BatchNorm
 from em_train.engine import distributed
 from torch import nn
 
+pytestmark = pytest.mark.processes
+
 WORLD = 2
 SETTINGS = {
     "data": {"batch_size": 4, "stack": {"size_vx": 61}, "photometry": 0.1},

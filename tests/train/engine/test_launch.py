@@ -13,6 +13,8 @@ import torch
 from em_train.engine import checkpoint
 from em_train.engine.launch import Workers
 
+pytestmark = pytest.mark.processes
+
 RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Imported by every Python that finds it in PYTHONPATH: makes one worker of several fail.
 SABOTAGE = """

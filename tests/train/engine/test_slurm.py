@@ -13,6 +13,8 @@ import pytest
 from em_train.engine import checkpoint
 from em_train.engine.slurm import script
 
+pytestmark = pytest.mark.processes
+
 RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Runs what it is given, as srun does for each node; signals go on to it.
 SRUN = """#!/bin/bash

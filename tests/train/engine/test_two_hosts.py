@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from em_train.engine import checkpoint
 
+pytestmark = pytest.mark.processes
+
 NAMES = [f"emtrain-{os.getpid()}-{host}" for host in "ab"]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 RUN = [

@@ -16,6 +16,8 @@ from em_train.measure.reading import (
     reading_speed,
 )
 
+pytestmark = pytest.mark.processes
+
 CROPS = {"stack_vx": (3, 32, 32), "cube_vx": (16, 16, 16)}
 
 

@@ -60,3 +60,13 @@ def test_waiting_and_arithmetic_are_told_apart():
     assert 0 < found["model FLOP utilisation"] < 0.1
     assert figures["conditions"]["batch"] == 4 and figures["conditions"]["type"] == "float32"
     training.show("some", figures)
+
+
+def test_the_share_of_products_is_what_takes_the_time():
+    cpu, a, b = torch.device("cpu"), torch.randn(600, 600), torch.randn(600, 600)
+    assert training.product_share(lambda: a @ b, cpu) > 0.7
+    assert training.product_share(lambda: a.sin(), cpu) == 0
+    layers = nn.Sequential(nn.Conv2d(1, 32, 9), nn.Linear(64, 64))
+    image = torch.randn(4, 1, 72, 72)
+    share = training.product_share(lambda: layers(image).sum().backward(), cpu)
+    assert 0.5 < share < 1

@@ -26,6 +26,8 @@ from em_train.predict import volume as prediction
 from em_train.recipes import mae, segment
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.processes
+
 SHAPE, SIZE = (40, 140, 140), (40.0, 8.0, 8.0)
 BLOCK = "32,128,128"
 

@@ -19,9 +19,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch is imported
 
 import argparse
-import json
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +38,12 @@ from em_train.engine.update import Update
 from em_train.mae.estimate import estimate
 from em_train.mae.validation import error_of
 from em_train.measure.training import peak_speed
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import show, write
 
 Row = dict[str, Any]
 OURS = ("patchify", "reconstruction", "randperm", "argsort", "aten::sort")  # beside the networks
@@ -82,12 +82,7 @@ def main() -> None:
         rows += measure(case, turns, listed=options.profile)
     show(rows)
     if options.json:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        machine = (
-            f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}"
-        )
         conditions = {
-            "threads": options.threads,
             "turns": turns,
             "patch_vx": [8, 8, 8],
             "hidden_share": 0.75,
@@ -95,8 +90,7 @@ def main() -> None:
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "unset"),
         }
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
 
 
 def cases(quick: bool) -> list[Case]:
@@ -307,15 +301,6 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def show(rows: list[Row]) -> None:
-    """Print the figures."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*keys)
-    for row in rows:
-        table.add_row(*(str(row.get(key, "")) for key in keys))
-    Console(width=200).print(table)
 
 
 if __name__ == "__main__":
