@@ -225,8 +225,7 @@ def test_borders_of_instances_are_trained_judged_and_divided(tmp_path):
             "patch_vx": 32,
         },
         "model": {"unet": {"channels": [4, 6]}},
-        "optim": {"steps": 1},
-        "run": {"device": "cpu"},
+        "run": {"steps": 1, "device": "cpu"},
     }
     config = resolve(recipe.Config, [Layer("test", settings)])
     assert recipe.run(config, new_run(tmp_path / "run", config, "segment"))
