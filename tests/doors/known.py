@@ -33,8 +33,6 @@ TESTS: dict[str, str] = {
     "test_any_description_*": "metadata of OME-NGFF that is none: items 8 and 17",
     "test_any_list_of_labels*": "labels that are no list of names: item 17",
     "test_a_size_or_origin_*": "origins that are NaN are taken: item 8",
-    "test_a_page_that_calls_itself_*": "Host is not checked: item 14",
-    "test_a_crowd_*": "threads are not limited: item 14",
 }
 
 
