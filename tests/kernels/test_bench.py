@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from em_kernels import bench
-from em_kernels.bench import Case
+from em_kernels.bench_cases import Case
 
 KEYS = {"case", "unit", "correct", "ours", "eager", "limit", "minimum", "spread", "gb_per_s"}
 

@@ -10,14 +10,15 @@ import time
 import numpy as np
 import pytest
 from em_data import open_volume
-from em_data.legend import read_legend
+from em_data.formats.legend import read_legend
 from em_data.synthetic import CLASSES
+from em_train import catalogue
 from em_train.cli import app
-from em_train.commands import judge, options
+from em_train.commands import options
 from typer.testing import CliRunner
 
 RUN = [
-    *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
+    *("--set", "run.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
     *("--set", "model.encoder.pools=[]"),
     *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
 ]
@@ -134,7 +135,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
     assert made.returncode == 0, made.stderr
     at = {"cwd": tmp_path}
     # Four steps teach nothing, so the proof fails: in words, and as an exit code.
-    proof = emtrain("shortcut", "run", "--audit-steps", "0", "--json", "proof.json", **at)
+    proof = emtrain("prove", "run", "--audit-steps", "0", "--json", "proof.json", **at)
     assert proof.returncode == 1 and "FAILED" in proof.stdout and "Traceback" not in proof.stderr
     found = json.loads((tmp_path / "proof.json").read_text())
     assert found["passed"] is False and found["figures"]["crop_vx"] == 65
@@ -156,7 +157,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
 def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "mae"}')
     with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
-        options.recipe_of(tmp_path, judge.EVALUATIONS)
+        catalogue.module_for(tmp_path, "evaluate")
     assert (
         options.parse_range("--fit-z", "3:12") == (3, 12)
         and options.parse_range("--fit-z", None) is None
@@ -182,10 +183,12 @@ def test_numbers_that_cannot_be_are_refused():
         (*predict, "--processes", "-1"),
         (*predict, "--memory-gib", "-1"),
         ("view", "raw.zarr", "--port", "-1"),
-        ("shortcut", "run", "--audit-steps", "-1"),
+        ("prove", "run", "--audit-steps", "-1"),
     ):
         told = CliRunner().invoke(app, arguments)
         assert told.exit_code == 2 and arguments[-2] in told.output, told.output
+    told = CliRunner().invoke(app, ("shortcut", "run", "--audit-steps", "0"))
+    assert told.exit_code == 2 and "emtrain prove" in told.output
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):
@@ -198,7 +201,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    arguments = [*DATA, "--out", str(run), *RUN, "--set", "optim.steps=100000"]
+    arguments = [*DATA, "--out", str(run), *RUN, "--set", "run.steps=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "em_train.cli", "dense-ssl", *arguments],
         stderr=subprocess.PIPE,
@@ -214,10 +217,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 75, errors
     assert "--resume" in errors and "Traceback" not in errors
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    resumed = emtrain(
-        "dense-ssl", "--out", run, "--resume", "--set", f"optim.steps={steps[-1] + 2}"
-    )
-    refused(resumed, "optim.steps")  # the schedule depends on it
+    resumed = emtrain("dense-ssl", "--out", run, "--resume", "--set", f"run.steps={steps[-1] + 2}")
+    refused(resumed, "run.steps")  # the schedule depends on it
     assert "saved at step" in (run / "log.txt").read_text()
 
 

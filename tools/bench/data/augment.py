@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from em_data import Key, augment
 from em_data.augment import AugmentConfig
-from em_data.clahe import clahe
-from em_data.defects import DefectConfig
+from em_data.augment.clahe import clahe
+from em_data.augment.defects import DefectConfig
+from em_data.augment.presets import preset
+from em_data.augment.warp import WarpConfig
 from em_data.geometry import Float3, Int3
-from em_data.modality import preset
 from em_data.synthetic import SyntheticConfig, render
-from em_data.warp import WarpConfig
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from em_data import open_volume
 from em_data.synthetic import CLASSES, SyntheticConfig, render
-from em_train import pictures
-from em_train.baselines import grey_centres, grey_codes
-from em_train.metrics import nmi
+from em_train.judge.baselines import grey_centres, grey_codes
+from em_train.judge.codes import nmi
+from em_train.look import pictures
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -67,9 +67,9 @@ TABLES: dict[str, dict[str, Settings]] = {
         "zero padding": PADDED,
         "zero padding, target not turned": (*PADDED, "data.turn_target=false"),
         "target not turned": ("data.turn_target=false",),
-        "linear head": ("model.encoder.head=linear", "model.settle=false"),
-        "not settled": ("model.settle=false",),
-        "settled without texture": ("model.settle_texture=0",),
+        "linear head": ("model.encoder.head=linear", "model.recluster=false"),
+        "not reclustered": ("model.recluster=false",),
+        "reclustered without texture": ("model.recluster_texture=0",),
         "no context": ("loss.context_weight=0",),
         "no second view": ("loss.view_weight=0",),
         "no InfoNCE": ("loss.contrast_weight=0",),
@@ -190,7 +190,7 @@ def measure(volume: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
             if not done.exists():
                 settings = [*fixed, *options.set, f"run.seed={seed}"]
                 if options.steps:
-                    settings.append(f"optim.steps={options.steps}")
+                    settings.append(f"run.steps={options.steps}")
                 seconds = train(run, address, variants[name], settings)
                 if options.audit_steps:
                     emtrain(

@@ -61,7 +61,7 @@ SETTINGS = (
         "model.encoder.classes=8",
     ),
     *("model.predictor_width=8", "loss.classes_at_least=6", "run.device=cpu", "run.log_every=1"),
-    *("run.checkpoint_every=1", "run.picture_every=100000", "optim.ema_decay_end=1.0"),
+    *("run.checkpoint_every=1", "run.picture_every=100000", "run.ema_decay_end=1.0"),
 )
 CLOCK = ("slices_per_s", "waiting")  # what depends on the time of day
 SAVE_S = 20.0  # between a signal and the exit
@@ -117,7 +117,7 @@ class Arena:
 
     def arguments(self, run: Path, steps: int | None = None) -> list[str]:
         """The command that begins a run, or goes on with it."""
-        settings = [*SETTINGS, f"optim.steps={steps or self.steps}", "optim.warmup_steps=2"]
+        settings = [*SETTINGS, f"run.steps={steps or self.steps}", "optim.warmup_steps=2"]
         sets = [part for setting in settings for part in ("--set", setting)]
         data = ["--data", str(self.folder / "raw.npy")]
         again = ["--resume"] if (run / "config.json").exists() else []

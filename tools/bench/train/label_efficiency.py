@@ -96,7 +96,7 @@ def cut_labels(stacks: Path, folder: Path) -> dict[str, Path]:
 def pretrain(stacks: Path, path: Path, steps: int) -> Path:
     """A dense-ssl run without labels."""
     if not (path / "weights" / "encoder" / "config.json").exists():
-        settings = [f"data.z=[0,{SEEN_Z}]", f"optim.steps={steps}", *keys("run", COMMON)]
+        settings = [f"data.z=[0,{SEEN_Z}]", f"run.steps={steps}", *keys("run", COMMON)]
         volumes = (stacks / "raw", stacks / "raw_unlabelled")
         emtrain(
             "dense-ssl",

@@ -31,12 +31,13 @@ import torch
 from em_data.geometry import Int3
 from em_losses import kernels_in_use
 from em_models import Mae, MaeConfig, Voxels, mae_size
-from em_train.bench_train import peak_speed
 from em_train.engine import optim, precision
 from em_train.engine.optim import OptimConfig
+from em_train.engine.run_config import RunConfig
 from em_train.engine.update import Update
-from em_train.mae.check import error_of
 from em_train.mae.estimate import estimate
+from em_train.mae.validation import error_of
+from em_train.measure.training import peak_speed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -160,7 +161,7 @@ def our_step(config: MaeConfig, case: Case) -> Callable[[], None]:
     settings = OptimConfig(clip_norm=1.0, weight_decay=0.05)
     optimiser = optim.adamw(model, settings)
     scaler = precision.grad_scaler("fp32", device)
-    update = Update(model, optimiser, settings, scaler)
+    update = Update(model, optimiser, scaler, clip_norm=1.0, run=RunConfig())
     raw = torch.randint(0, 256, (case.batch, 1, *case.cube_vx), dtype=torch.uint8, device=device)
     scale, shift = torch.full((case.batch,), 1 / 255, device=device), raw.new_zeros(case.batch)
     voxels = Voxels(raw, scale, shift.float())
@@ -205,9 +206,8 @@ def videomae_step(config: MaeConfig, case: Case) -> Callable[[], None] | None:
         )
     ).to(device)
     settings = OptimConfig(clip_norm=1.0, weight_decay=0.05)
-    update = Update(
-        peer, optim.adamw(peer, settings), settings, precision.grad_scaler("fp32", device)
-    )
+    scaler = precision.grad_scaler("fp32", device)
+    update = Update(peer, optim.adamw(peer, settings), scaler, clip_norm=1.0, run=RunConfig())
     z, y, x = case.cube_vx
     pixels = torch.rand(case.batch, z, 1, y, x, device=device)
     tokens = (z // patch[0]) * (y // patch[1]) * (x // patch[2])

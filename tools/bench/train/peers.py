@@ -35,15 +35,16 @@ from typing import Any
 import torch
 from em_data import Split, Volume, open_volume, place_labels
 from em_data.loader import Batch
-from em_data.places import whole
+from em_data.sampler.places import whole
 from em_models import UNet, UNetConfig, count_parameters
-from em_train.config import Layer, resolve
 from em_train.engine import precision
+from em_train.engine.config import Layer, resolve
 from em_train.engine.optim import Schedule, adamw
 from em_train.recipes import segment as recipe
-from em_train.segment.check import Window, choose_windows, examine, measure
 from em_train.segment.labels import Classes
 from em_train.segment.metrics import best_thresholds
+from em_train.segment.report import examine
+from em_train.segment.validation import Window, choose_windows, measure
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -225,8 +226,8 @@ class World:
         """One training, with the scores of what did best on the slices to choose on."""
         torch.manual_seed(seed)
         more = {
-            "optim": {"lr": rate, "steps": steps, "warmup_steps": min(50, steps // 4)},
-            "run": {"seed": seed},
+            "optim": {"lr": rate, "warmup_steps": min(50, steps // 4)},
+            "run": {"seed": seed, "steps": steps},
         }
         config = resolve(
             recipe.Config, [Layer("peers", dataclasses.asdict(self.config)), Layer("run", more)]
@@ -234,7 +235,7 @@ class World:
         networks = nn.ModuleDict({"network": make()})
         networks.to(memory_format=ORDERS[channels_last])
         optimiser = adamw(networks, config.optim)
-        schedule = Schedule(optimiser, config.optim)
+        schedule = Schedule(optimiser, config.optim, config.run.steps)
         best: tuple[float, dict[str, Tensor], Any] = (-1.0, {}, None)
         curve = {}
         clock = time.process_time()

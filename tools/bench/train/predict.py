@@ -39,11 +39,11 @@ import em_models
 import numpy as np
 import torch
 from em_data import Box, begin_blocks, grey_range, new_store, open_volume
-from em_data.blend import block_figures
 from em_data.synthetic import SyntheticConfig, render
-from em_train import predict
-from em_train.config import Layer, resolve
+from em_data.writer.block_cost import block_figures
+from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import new_run
+from em_train.predict import volume as predict
 from em_train.recipes import segment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -53,8 +53,7 @@ MODULE = "em_train.segment.predict"
 SIZE_NM = (8.0, 8.0, 8.0)
 SETTINGS = {
     "model": {"unet": {"channels": [4, 8, 8]}},
-    "optim": {"steps": 30},
-    "run": {"device": "cpu", "precision": "fp32"},
+    "run": {"steps": 30, "device": "cpu", "precision": "fp32"},
 }
 # The recipe's own plan, with a line in a file for every block that is begun.
 LOGGED = """

@@ -7,9 +7,6 @@ name.
 """
 
 from em_data.binning import binned
-from em_data.blend import TileGrid, predict_block
-from em_data.blocks import BlockSampler, choose_sampler
-from em_data.blockwise import BlockStore, attach_blocks, begin_blocks
 from em_data.errors import (
     BlockDamagedError,
     BlockMissingError,
@@ -22,25 +19,22 @@ from em_data.errors import (
     VolumeNotFoundError,
     VolumeReadError,
 )
-from em_data.figures import describe
-from em_data.formats import open_volume
+from em_data.formats.address import open_volume
 from em_data.geometry import Box, tiles
 from em_data.intensity import GreyRange, grey_range
 from em_data.labels import Labels, place_labels, place_mask
-from em_data.places import Region
-from em_data.plan import BlockPlan, plan_blocks
-from em_data.sampler import (
-    CubeConfig,
-    Key,
-    PlaceSampler,
-    Sample,
-    StackConfig,
-    Stream,
-    random_at,
-)
-from em_data.split import Split, SplitConfig, hold_out
-from em_data.stitch import ImageConfig, new_store
+from em_data.sampler.block_plan import BlockPlan, plan_blocks
+from em_data.sampler.block_shuffle import BlockSampler, choose_sampler
+from em_data.sampler.crop import CubeConfig, Sample, StackConfig
+from em_data.sampler.describe import describe
+from em_data.sampler.place_sampler import PlaceSampler
+from em_data.sampler.places import Region
+from em_data.sampler.randomness import Key, Stream, random_at
+from em_data.sampler.split import Split, SplitConfig, hold_out
 from em_data.volume import Level, Volume
+from em_data.writer.blockwise import BlockStore, attach_blocks, begin_blocks
+from em_data.writer.store import ImageConfig, new_store
+from em_data.writer.tiling import TileGrid, predict_block
 
 __all__ = [
     "BlockDamagedError",

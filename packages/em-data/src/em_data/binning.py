@@ -15,7 +15,6 @@ import numpy as np
 
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, int3
-from em_data.pyramid import as_stored, sum_dtype
 from em_data.volume import Volume
 
 
@@ -97,3 +96,15 @@ def binned(volume: Volume, step: Sequence[int]) -> Volume:
         label_names=(),
         open_label=None,
     )
+
+
+def sum_dtype(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """The type in which voxels are added up: large integers do not fit the digits of float32."""
+    return np.float64 if dtype.itemsize > 2 and dtype != np.float32 else np.float32
+
+
+def as_stored(mean: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Means in the type of the voxels: integers are rounded, a bool is true from one half on."""
+    if dtype.kind == "b":
+        return mean >= 0.5
+    return (np.rint(mean, out=mean) if dtype.kind in "iu" else mean).astype(dtype)

@@ -92,3 +92,69 @@ def float3(values: Sequence[float]) -> Float3:
     """
     z, y, x = values
     return float(z), float(y), float(x)
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The voxels of both boxes.
+
+    >>> intersect(Box((0, 0, 0), (4, 4, 4)), Box((2, 1, 0), (4, 2, 9)))
+    Box(origin_vx=(2, 1, 0), size_vx=(2, 2, 4))
+    """
+    low = [max(pair) for pair in zip(a.origin_vx, b.origin_vx, strict=True)]
+    high = [min(pair) for pair in zip(end_of(a), end_of(b), strict=True)]
+    size = [h - o for o, h in zip(low, high, strict=True)]
+    return Box(int3(low), int3(size)) if min(size) > 0 else None
+
+
+def subtract(box: Box, hole: Box) -> list[Box]:
+    """What of `box` lies outside of `hole`, as at most six disjoint boxes."""
+    common = intersect(box, hole)
+    if common is None:
+        return [box]
+    parts = []
+    low, high = list(box.origin_vx), list(end_of(box))
+    for axis in range(3):
+        start, stop = common.origin_vx[axis], end_of(common)[axis]
+        for first, last in ((low[axis], start), (stop, high[axis])):
+            if first < last:
+                parts.append(
+                    span(
+                        [*low[:axis], first, *low[axis + 1 :]],
+                        [*high[:axis], last, *high[axis + 1 :]],
+                    )
+                )
+        low[axis], high[axis] = start, stop
+    return parts
+
+
+def disjoint(boxes: Sequence[Box]) -> list[Box]:
+    """Boxes that cover the same voxels, none of them twice."""
+    found: list[Box] = []
+    for box in boxes:
+        parts = [box]
+        for other in list(found):
+            parts = [rest for part in parts for rest in subtract(part, other)]
+        found += parts
+    return found
+
+
+def span(low: Sequence[int], high: Sequence[int]) -> Box:
+    """The box from `low` up to, without, `high`."""
+    return Box(int3(low), int3([h - o for o, h in zip(low, high, strict=True)]))
+
+
+def end_of(box: Box) -> Int3:
+    """The first voxel after the box along each axis."""
+    return int3([o + s for o, s in zip(box.origin_vx, box.size_vx, strict=True)])
+
+
+def bounds(boxes: Sequence[Box]) -> Box:
+    """The smallest box around all of `boxes`."""
+    low = [min(box.origin_vx[axis] for box in boxes) for axis in range(3)]
+    high = [max(end_of(box)[axis] for box in boxes) for axis in range(3)]
+    return span(low, high)
+
+
+def shifted(box: Box, by: Sequence[int], sign: int = 1) -> Box:
+    """The box moved along (z, y, x)."""
+    return Box(int3([o + sign * d for o, d in zip(box.origin_vx, by, strict=True)]), box.size_vx)

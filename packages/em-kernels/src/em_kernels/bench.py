@@ -13,29 +13,17 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
+
+from em_kernels.bench_cases import Case
 
 __all__ = ["main", "measure"]
 
-Call = Callable[[int], Any]
 STEMS = ("entropy", "divergence", "patches", "crops")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16")
-
-
-class Case(NamedTuple):
-    """One row: callables that take the number of a buffer set; `prepare` is not timed."""
-
-    name: str
-    gigabytes: float  # read and written by an ideal operator
-    calls: dict[str, Call]  # "ours", peers, "limit", and "sum" where only reading counts
-    prepare: Mapping[str, Call] = MappingProxyType(
-        {}
-    )  # its result is what the call of the same name is given
-    tolerance: float = 1e-4  # of the largest value, between ours and eager
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,13 +1,13 @@
 """What `em_kernels.bench` measures: each operator, the plain formula, and the copy that limits it."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from em_kernels.bench import Call, Case
 from em_kernels.crops import gather_crops
 from em_kernels.divergence import divergence_sums
 from em_kernels.entropy import entropy_gradient, entropy_sums
@@ -16,6 +16,20 @@ from em_kernels.patches import patch_targets, patchify, reconstruction_sums, unp
 __all__ = ["crops", "divergence", "entropy", "patches"]
 
 SETS = 4  # of buffers, taken in turn
+
+Call = Callable[[int], Any]
+
+
+class Case(NamedTuple):
+    """One row: callables that take the number of a buffer set; `prepare` is not timed."""
+
+    name: str
+    gigabytes: float  # read and written by an ideal operator
+    calls: dict[str, Call]  # "ours", peers, "limit", and "sum" where only reading counts
+    prepare: Mapping[str, Call] = MappingProxyType(
+        {}
+    )  # its result is what the call of the same name is given
+    tolerance: float = 1e-4  # of the largest value, between ours and eager
 
 
 def _plain_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_train import config as configuration
-from em_train.config import Layer
+from em_train.engine import config as configuration
+from em_train.engine.config import Layer
 from em_train.engine.run_folder import RunFolder, new_run
 
 STEPS = 200  # a zero-padded encoder predicts .8 nat from nothing after 50
@@ -58,12 +58,10 @@ def shuffle_audit(
         )
     changes = {
         "data": {"shuffle_context": True},
-        "optim": {
-            "steps": steps,
-            "warmup_steps": min(config.optim.warmup_steps, steps // 10),
-        },
+        "optim": {"warmup_steps": min(config.optim.warmup_steps, steps // 10)},
         # Weights from elsewhere are not trained afresh; and nothing that only a person looks at.
         "run": {
+            "steps": steps,
             "init": None,
             "picture_every": 10 * steps,
             "checkpoint_every": 10 * steps,

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import em_models
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from em_train.dense.data import DataConfig
-from em_train.engine.device import choose_device
-from em_train.engine.run_config import RunConfig
-from em_train.engine.run_folder import stored_part
-
 PIXELS_AT_ONCE = 1 << 20  # of a batch: the features of many more do not fit into caches
-
-
-class StoredRun(NamedTuple):
-    """What can be used of a run that has ended."""
-
-    encoder: Any
-    data: DataConfig  # which scale it was trained at
-
-
-def open_run(run: Path) -> StoredRun:
-    """The encoder of a dense-ssl run, on the device that the run chose, and what it read."""
-    data = stored_part(run, "dense-ssl", "data", DataConfig)
-    how = stored_part(run, "dense-ssl", "run", RunConfig)
-    encoder: Any = em_models.load(run / "weights" / "encoder")
-    return StoredRun(encoder.to(choose_device(how.device)).eval(), data)
 
 
 class GridMaps(NamedTuple):

@@ -19,7 +19,7 @@ from em_data.loader import Loader
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from em_train.engine import distributed
-from em_train.reading import load
+from em_train.engine.reading import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,30 +16,20 @@ from em_data import Volume, grey_range, open_volume
 from em_models import FilterBank, FilterBankConfig
 from torch import Tensor
 
-from em_train import pictures
-from em_train.baselines import assign, fit_mixture, kmeans, smooth
-from em_train.dense.codes import grid_maps, open_run
+from em_train.dense.codes import grid_maps
 from em_train.dense.data import DataConfig
 from em_train.dense.report import hard_codes
+from em_train.dense.run import open_run
 from em_train.engine.progress import say
-from em_train.evaluate import (
-    CodeScore,
-    Pixels,
-    ProbeScore,
-    Protocol,
-    Row,
-    Truth,
-    choose_slices,
-    open_truth,
-    print_rows,
-    read_pixels,
-    score_codes,
-    score_probe,
-)
-from em_train.probe import pooled
-from em_train.ranges import fit_and_score, overlap
-from em_train.reading import open_at
+from em_train.engine.reading import open_at
+from em_train.features.pooling import pooled
+from em_train.judge.baselines import assign, fit_mixture, kmeans, smooth
+from em_train.judge.ranges import fit_and_score, overlap
+from em_train.judge.scores import CodeScore, ProbeScore, Row, print_rows, score_codes, score_probe
+from em_train.judge.truth import Pixels, Protocol, Truth, choose_slices, open_truth, read_pixels
+from em_train.look import pictures
 
+OPTIONS = ("border_vx", "seed", "baselines")  # of the command, beside those of every recipe
 SAMPLE = 20_000  # points that clusters are made of
 ROUNDS = 50  # of k-means: more changes nothing that is scored
 SMOOTHED_SIGMA = 2.0

@@ -15,7 +15,7 @@ from em_data import Box, CubeConfig, GreyRange, Key, PlaceSampler, Volume
 from torch import Tensor
 
 from em_train.dense.codes import crop_codes
-from em_train.metrics import contingency, entropy, kappa, mutual_information
+from em_train.judge.codes import contingency, entropy, kappa, mutual_information
 
 MOVED = 4  # of the width of a crop's codes, one part is how far the pictured crops lie apart
 BINS = 6  # along each side of the map of a crop's codes

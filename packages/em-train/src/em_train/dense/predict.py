@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from em_data import Box, GreyRange, ImageConfig, Volume, grey_range
-from em_data.blend import Model, TileGrid, as_classes, as_uint8, check_finite, predict_block
+from em_data.writer.tiling import Model, TileGrid, as_classes, as_uint8, check_finite, predict_block
 
-from em_train.dense.codes import open_run
-from em_train.predict import Prediction, check_outputs, class_images, frame, turned
-from em_train.reading import open_at
+from em_train.dense.run import open_run
+from em_train.engine.reading import open_at
+from em_train.predict.plan import Prediction, check_outputs, class_images, frame, turned
 
 TILE_VX = 256  # side of a tile; with the features of one pixel at 64 channels about 16 MiB each
 
@@ -28,7 +28,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
 
     Outputs are `classes` and `probabilities`, or `embedding` (a channel per dimension).
     """
-    check_outputs(outputs, ("classes", "probabilities", "embedding"), "dense-ssl")
+    check_outputs(outputs, "dense-ssl")
     if "embedding" in outputs and (tta or len(outputs) > 1):
         raise ValueError("an embedding is written alone, and without --tta: a mean of it is none")
     encoder, data = open_run(Path(run))

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume
 from em_models import Geometry
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from em_train import pictures, report
-from em_train.baselines import grey_centres, grey_codes
-from em_train.dense.audit import Audit
-from em_train.dense.position import crops_of_one_place
-from em_train.dense.shortcut import Proof, in_words, prove
+from em_train.dense.proof import Proof, in_words
 from em_train.engine.run_folder import RunFolder
-from em_train.engine.whole import replacing
-from em_train.metrics import nmi
-from em_train.report import Curve
+from em_train.judge.baselines import grey_centres, grey_codes
+from em_train.judge.codes import nmi
+from em_train.look import pictures, report
+from em_train.look.report import Curve
 
 VIEW_VX = 360  # side of the pictures
 SCORED_SLICES = 8
@@ -131,56 +121,6 @@ def without_border(slices: np.ndarray, geometry: Geometry) -> np.ndarray:
         slice(geometry.margin, geometry.margin + geometry.codes(n, 1)) for n in slices.shape[-2:]
     )
     return slices[..., rows, columns]
-
-
-def prove_run(
-    encoder: Any,
-    volume: Volume,
-    grey: GreyRange,
-    folder: Path,
-    *,
-    crop_vx: int,
-    seed: int = 0,
-    audit: Audit | None = None,
-) -> Proof:
-    """Measure and judge the shortcuts of a run; leaves `proof.json` and `images/shortcut.png`."""
-    information = audit.information if audit else None
-    proof = prove(encoder, volume, grey, crop_vx=crop_vx, seed=seed, audit_information=information)
-    found = proof.as_json() | {
-        "volume": volume.source,
-        "audit": dataclasses.asdict(audit) if audit else None,
-    }
-    with replacing(folder / "proof.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
-    save_crops(encoder, volume, grey, folder / "images" / "shortcut.png", crop_vx=crop_vx)
-    return proof
-
-
-def print_proof(proof: Proof) -> None:
-    """The figures with their gates, and the verdict."""
-    table = Table("gate", "value", "wanted", "", "what it says", box=box.SIMPLE_HEAD)
-    marks = {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "[yellow]open[/]"}
-    for verdict in proof.verdicts:
-        value = "–" if verdict.value is None else f"{verdict.value:.4g}"
-        table.add_row(verdict.title, value, verdict.bound, marks[verdict.passed], verdict.reason)
-    alone = "proves nothing alone: a position code has 1"
-    table.add_row("z κ", f"{proof.figures.z_kappa:.4g}", "", "", alone)
-    table.add_row("photo κ", f"{proof.figures.photo_kappa:.4g}", "", "", alone)
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(Text(proof.sentence, style="bold red" if proof.passed is False else "bold"))
-
-
-def save_crops(encoder: Any, volume: Volume, grey: GreyRange, path: Path, *, crop_vx: int) -> None:
-    """Save one place as raw and as classes through several crops; nothing where none can move."""
-    if min(volume.shape[1:]) <= crop_vx:
-        return
-    raw, maps = crops_of_one_place(encoder, volume, grey, crop_vx=crop_vx)
-    panels = [("raw", np.rint(raw.numpy() * 255).astype(np.uint8))]
-    for number, codes in enumerate(maps, 1):
-        colours = pictures.class_map(codes.numpy(), encoder.config.classes)
-        panels.append((f"through crop {number}", colours))
-    pictures.save_row(pictures.enlarged(panels), path)
 
 
 def write_report(

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from em_train.engine import distributed
+from em_train.engine.atomic import point, replacing
+from em_train.engine.errors import CheckpointError
 from em_train.engine.progress import say
-from em_train.engine.whole import point, replacing
-from em_train.errors import CheckpointError
 
 FORMAT = 2
 DAMAGE = (

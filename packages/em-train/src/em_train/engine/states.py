@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from em_train.engine import checkpoint
+from em_train.engine.errors import CheckpointError
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
-from em_train.errors import CheckpointError
 
 
 class States:

@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 from em_data import Box, ImageConfig, Volume, grey_range
-from em_data.blend import TileGrid
 from em_data.geometry import Int3, float3, int3
+from em_data.writer.tiling import TileGrid
 from em_models.windows import token_grid
 
-from em_train.patch_features import MaeRun, Slab, open_run
-from em_train.predict import Prediction, check_outputs
+from em_train.features.slab import Slab
+from em_train.mae.run import open_run
+from em_train.predict.plan import Prediction, check_outputs
 
 CHUNK_VX: Int3 = (16, 32, 32)  # patches; with all their channels one file of about 20 MiB
 
 
 def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Prediction:
     """What the encoder of a run says about the patches of a volume; the output is `embedding`."""
-    check_outputs(outputs, ("embedding",), "mae")
+    check_outputs(outputs, "mae")
     if tta:
         raise ValueError("--tta is of probabilities; the mean of vectors of turned patches is none")
     stored = open_run(Path(run))
-    assert isinstance(stored, MaeRun)
     volume, config = stored.open(address), stored.encoder.config
     grey, grid = grey_range(volume), token_grid(volume.shape, config.patch_vx)
     size_nm, origin_nm = volume.voxel_size_nm, volume.origin_nm

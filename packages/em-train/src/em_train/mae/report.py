@@ -12,14 +12,14 @@ from em_data.loader import Batch
 from em_models import Mae
 from PIL import Image, ImageDraw, ImageFont
 
-from em_train import pictures, report
 from em_train.engine import precision
+from em_train.engine.atomic import replacing
 from em_train.engine.precision import Precision
 from em_train.engine.run_folder import RunFolder
-from em_train.engine.whole import replacing
-from em_train.mae.check import checked_masks, filled_in, shown, unit_of
+from em_train.look import pictures, report
+from em_train.look.report import Curve
 from em_train.mae.data import DataConfig, voxels_of
-from em_train.report import Curve
+from em_train.mae.validation import checked_masks, filled_in, shown, unit_of
 
 PANEL_PX = 224  # smaller planes are enlarged to about this
 HIDDEN_GREY = 128

@@ -11,19 +11,16 @@ a gap, and say when to stop, which weights to keep, and from which probability a
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import em_models
 import torch
-from em_data import Split, augment, open_volume
+from em_data import Split, augment
 from em_data.geometry import Int3
 from em_data.loader import Batch, Loader
-from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig, count_parameters, save
+from em_models import UNet3dConfig, UNetConfig, count_parameters, save
 from torch import Tensor, nn
 
 from em_train.engine import checkpoint, distributed, optim, precision
@@ -33,14 +30,13 @@ from em_train.engine.distributed import reduce
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
+from em_train.engine.reading import fingerprint_data
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
 from em_train.engine.stop import StopRequest
 from em_train.engine.update import Update
-from em_train.errors import CheckpointError
-from em_train.reading import fingerprint
-from em_train.segment.check import Window, check_classes, choose_windows, finish, measure, preview
 from em_train.segment.data import (
     DataConfig,
     augmentation,
@@ -52,18 +48,9 @@ from em_train.segment.data import (
 )
 from em_train.segment.labels import Classes, labelled
 from em_train.segment.loss import LossConfig, sums_of, terms_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What is trained. The labels say how many classes there are."""
-
-    kind: Literal["unet", "unet3d"] = "unet"
-    """unet: slice by slice. unet3d: in space."""
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    unet3d: UNet3dConfig = field(default_factory=UNet3dConfig)
-    freeze_guide: bool = False
-    """Keep the encoder that --init brought as it is."""
+from em_train.segment.networks import ModelConfig, freeze, initialise, layers_of, make_networks
+from em_train.segment.report import finish, preview
+from em_train.segment.validation import Window, check_classes, choose_windows, score_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +60,12 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
     # No moving average: batch norm's statistics are not those of averaged weights, and the cosine ends
     # in weights that hardly move.
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=4000, lr=1e-3, stale_after=10, ema_decay=0.0)
+    run: RunConfig = field(
+        default_factory=lambda: RunConfig(steps=4000, stale_after=10, ema_decay=0.0)
     )
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         stride, size = self.network.stride, self.data.patch_vx
@@ -122,15 +109,15 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     windows = held_out(loader, classes, split, config)
-    data = fingerprint(loader, split.training)
+    data = fingerprint_data(loader, split.training)
 
     # Model: the network and its moving average.
-    networks = make_networks(config, classes).to(device)
+    networks = make_networks(config.model, config.loss, classes).to(device)
     if config.run.init and not resume:
-        initialise(networks, config)
+        initialise(networks, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     if config.run.compile:
         for network in networks.children():
@@ -138,11 +125,11 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     lose = distributed.parallel(losses, networks)
 
     # Optimiser.
-    optimiser = optim.adamw(networks, config.optim, layers_of(networks, config))
-    schedule = optim.Schedule(optimiser, config.optim)
+    optimiser = optim.adamw(networks, config.optim, layers_of(networks))
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
-    best = Best(higher=False, stale_after=config.optim.stale_after)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
+    best = Best(higher=False, stale_after=config.run.stale_after)
 
     # Resume.
     states = States(
@@ -160,7 +147,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, classes, split, networks, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     per_epoch = max(1, config.data.samples_per_epoch // (config.data.batch_size * every))
     numbers = (config.loss, device, config.run.precision)
     with StopRequest() as stop, meter("segment", steps, start) as bar:
@@ -185,7 +172,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 update.check(step, batch, folder.path)
             is_best = False
             if examined:
-                found = measure(averaged["network"], windows, *numbers)
+                found = score_windows(averaged["network"], windows, *numbers)
                 row |= found.row(classes.names)
                 is_best = best.improves(found.loss)
                 schedule.measure(found.loss)
@@ -216,7 +203,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     state = checkpoint.read(kept.resolve())
     average.load_state_dict(state["average"])
     save(averaged["network"], folder.weights / "network")
-    found = measure(averaged["network"], windows, *numbers, alone=True)
+    found = score_windows(averaged["network"], windows, *numbers, alone=True)
     summary = finish(
         averaged["network"], windows, classes, found, folder, config, device, state["step"]
     )
@@ -260,20 +247,27 @@ def losses(
     return {"loss": loss, **parts[0], "labelled": known.float().mean()}
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes, labels, classes = open_data(config.data)
     crop = crop_of(volumes, config.data, config.patch_vx)
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
-    networks = make_networks(config, classes).to(device)
+    networks = make_networks(config.model, config.loss, classes).to(device)
     if config.run.init:
-        initialise(networks, config)
+        initialise(networks, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
-    return networks, loader, lambda n, batch: losses(n, batch, classes, config)["loss"]
+    optimiser = optim.adamw(networks, config.optim, layers_of(networks))
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, batch, classes, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:
@@ -282,7 +276,7 @@ def check(config: Config) -> None:
     volumes, labels, classes = open_data(config.data, hold=False)
     crop = crop_of(volumes, config.data, config.patch_vx)
     split = split_data(volumes, labels, config.data, crop)
-    make_networks(config, classes)
+    make_networks(config.model, config.loss, classes)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     held_out(loader, classes, split, config)
 
@@ -295,79 +289,6 @@ def held_out(loader: Loader, classes: Classes, split: Split, config: Config) -> 
     )
     check_classes(windows, classes)
     return windows
-
-
-def make_networks(config: Config, classes: Classes) -> nn.ModuleDict:
-    """The network, with a logit for every class."""
-    outputs = len(classes.names) + (config.loss.kind == "softmax")
-    if config.loss.class_weights and len(config.loss.class_weights) != outputs:
-        raise ValueError(
-            f"loss.class_weights has {len(config.loss.class_weights)} numbers for {outputs} outputs "
-            f"({', '.join(classes.names)}{', after the rest' if outputs > len(classes.names) else ''})"
-        )
-    if config.loss.kind == "softmax" and not (classes.exclusive or classes.values):
-        raise ValueError(
-            "loss.kind is softmax, which gives a pixel one class, but labels may overlap; say which "
-            "one counts with data.exclusive=true (the last), or take loss.kind=binary"
-        )
-    if config.model.kind == "unet":
-        return nn.ModuleDict({"network": UNet(replace(config.model.unet, classes=outputs))})
-    return nn.ModuleDict({"network": UNet3d(replace(config.model.unet3d, classes=outputs))})
-
-
-def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
-    """Configuration that makes room for the encoder of a dense-ssl run; empty for other runs.
-
-    The encoder sees pixels of the size that it was trained on: those of the image, averaged.
-    """
-    weights = Path(init) / "weights" / "encoder"
-    if not (weights / "config.json").exists():
-        return {}
-    described = json.loads((weights / "config.json").read_text())
-    if described["class"] != "DenseEncoder":
-        raise ValueError(
-            f"{init} holds a {described['class']}; a U-Net takes a DenseEncoder as its guide: train "
-            "one with emtrain dense-ssl, or leave --init out"
-        )
-    own = json.loads((Path(init) / "config.json").read_text())["data"]
-    wanted = own["at_nm"][1] if own.get("at_nm") else own.get("pixel_nm")
-    size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm if data.volumes else None
-    ratio = max(1.0, wanted / size_nm[1]) if wanted and size_nm else 1.0
-    guide = {"guide": described["config"], "guide_scale": 2 ** round(math.log2(ratio))}
-    return {"model": {"unet": guide}}
-
-
-def initialise(networks: nn.ModuleDict, config: Config) -> None:
-    """Weights of the run that `--init` names: of its encoder, or of the same network."""
-    network: Any = networks["network"]
-    init = Path(str(config.run.init))
-    if not (init / "weights" / "encoder").exists():
-        checkpoint.initialise(networks, init)
-        return
-    if getattr(network, "guide", None) is None:
-        raise CheckpointError(
-            f"{init} is a dense-ssl run, but model.unet.guide has no place for its encoder; give it "
-            "with --init, and with model.kind=unet"
-        )
-    network.guide.load_state_dict(em_models.load(init / "weights" / "encoder").state_dict())
-
-
-def freeze(networks: nn.ModuleDict) -> None:
-    """Keep the guide's weights and statistics as they are."""
-    guide: Any = getattr(networks["network"], "guide", None)
-    if guide is None:
-        raise ValueError("model.freeze_guide is set, but there is no guide; give --init RUN")
-    guide.requires_grad_(False).eval()
-
-
-def layers_of(networks: nn.ModuleDict, config: Config) -> list[nn.Module]:
-    """What learns slower with `optim.layer_decay`: what was learnt before, from the input on."""
-    network: Any = networks["network"]
-    if getattr(network, "guide", None) is not None:
-        return [network.guide]
-    if config.model.kind == "unet":
-        return [*network.encoder, network.bottleneck, *network.decoder]
-    return [*network.encoder, *reversed(network.decoder)]
 
 
 def announce(

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import torch
 from em_data import Box, Labels, Volume, open_volume, place_labels
-from em_data.geometry import Float3
-from em_data.places import disjoint
+from em_data.geometry import Float3, disjoint
 from torch import Tensor
 
 SPECIFICATION = re.compile(

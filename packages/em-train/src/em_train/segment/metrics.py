@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from em_train.engine.figures import blank_nan
+from em_train.engine.jsonable import blank_nan
 
 TILE_VX = 256  # side of the squares that are drawn for the intervals
 ROUNDS = 1000  # draws of the bootstrap

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from em_data import Box, grey_range, open_volume
-from em_data.blend import as_uint8, predict_block
+from em_data.writer.tiling import as_uint8, predict_block
 
-from em_train.predict import Prediction, check_outputs, class_images, turned
+from em_train.predict.plan import Prediction, check_outputs, class_images, turned
 from em_train.segment.loss import probabilities
 from em_train.segment.metrics import threshold_level
-from em_train.segment.tiles import grid_of, open_run, tile_model, tile_side
+from em_train.segment.run import open_run
+from em_train.segment.tiles import grid_of, tile_model, tile_side
 
 
 def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Prediction:
@@ -25,7 +26,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
 
     Outputs are `classes` (0 for none; where several are found, the last) and `probabilities`.
     """
-    check_outputs(outputs, ("classes", "probabilities"), "segment")
+    check_outputs(outputs, "segment")
     stored = open_run(Path(run))
     if not stored.network.config.local:
         raise ValueError(

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from em_train.config import Layer, resolve
+from em_train.engine.atomic import replacing
+from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import check_config, stored_config
-from em_train.engine.whole import replacing
 
 Train = Callable[[Path, Sequence[Layer], bool], None]  # run folder, keys, go on with what is there
 

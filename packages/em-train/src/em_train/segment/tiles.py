@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import em_models
 import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume
-from em_data.blend import Model, TileGrid, predict_block
+from em_data.writer.tiling import Model, TileGrid, predict_block
 from em_models import UNet
 from torch import Tensor, nn
 
-from em_train.engine.device import choose_device
 from em_train.engine.precision import Precision, autocast
-from em_train.engine.run_config import RunConfig
-from em_train.engine.run_folder import stored_part
-from em_train.segment.data import DataConfig
-from em_train.segment.loss import LossConfig
 
 TILE_VX = 512  # side of tiles, at most; the halo around them is computed in vain
 HALOS = 6  # in a side, about: then the network is given 1.8 times what it is asked for
 DEPTH_VX = 16  # slices of the tiles of a 3D model
-
-
-class StoredRun(NamedTuple):
-    """A segmentation run that is done."""
-
-    network: Any
-    names: tuple[str, ...]
-    thresholds: tuple[float, ...]
-    data: DataConfig
-    loss: LossConfig
-    device: torch.device
-    precision: Precision
-
-
-def open_run(run: Path) -> StoredRun:
-    """The best network of a run, on the device that the run chose, and how it is read."""
-    how = stored_part(run, "segment", "run", RunConfig)
-    try:
-        classes = json.loads((run / "classes.json").read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{run} has no classes.json; finish the run first, with emtrain segment --resume"
-        ) from None
-    device = choose_device(how.device)
-    return StoredRun(
-        network=em_models.load(run / "weights" / "network").to(device).eval(),
-        names=tuple(classes["names"]),
-        thresholds=tuple(classes["thresholds"]),
-        data=stored_part(run, "segment", "data", DataConfig),
-        loss=stored_part(run, "segment", "loss", LossConfig),
-        device=device,
-        precision=how.precision,
-    )
 
 
 def grid_of(model: nn.Module, tile_vx: int = TILE_VX, depth_vx: int = DEPTH_VX) -> TileGrid:
@@ -92,7 +51,7 @@ def tile_side(model: nn.Module, shape: Sequence[int]) -> int:
 def tile_model(
     model: nn.Module, grey: GreyRange, device: torch.device, precision: Precision = "auto"
 ) -> Model:
-    """Raw tiles as stored (B, Z, Y, X) -> logits (B, C, z, y, x), as `em_data.blend` asks for them."""
+    """Raw tiles as stored (B, Z, Y, X) -> logits (B, C, z, y, x), as `em_data.writer.tiling` asks for them."""
     config: Any = model.config
 
     @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Frozen runs as sources of features."""

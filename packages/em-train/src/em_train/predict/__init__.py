@@ -1,0 +1,1 @@
+"""A run over a volume: plan, blocks, and who writes them."""
