@@ -259,8 +259,8 @@ def test_what_is_named_exists(document):
         (wrong_commands, "`emtrain mae --preset nothing`", "`emtrain mae --preset demo`"),
         (
             wrong_commands,
-            "`emtrain mae --set optim.step=5`",
-            "`emtrain mae --out RUN --set optim.steps=5`",
+            "`emtrain mae --set run.step=5`",
+            "`emtrain mae --out RUN --set run.steps=5`",
         ),
         (wrong_scripts, "`tools/demo --nothing`", "`tools/demo --fresh`"),
         (
@@ -269,7 +269,7 @@ def test_what_is_named_exists(document):
             "    python tools/bench/data/reading.py --quick",
         ),
         (wrong_options, "`--nothing`", "`--resume` and `--thumbnail PNG`"),
-        (wrong_keys, "`optim.nothing`", "`optim.steps`, `optim.steps=5`, `model.encoder`"),
+        (wrong_keys, "`optim.nothing`", "`run.steps`, `run.steps=5`, `model.encoder`"),
         (wrong_names, "`em_data.nothing`", "`em_data.augment.apply(images)`"),
         (
             wrong_names,
