@@ -201,7 +201,7 @@ def _machine(device: str) -> dict[str, Any]:
     """This machine, in the keys of every benchmark of the repository (tools/bench/record.py)."""
     import torch
 
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
