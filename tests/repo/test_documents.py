@@ -259,7 +259,7 @@ def test_what_is_named_exists(document):
         (wrong_commands, "`emtrain mae --preset nothing`", "`emtrain mae --preset demo`"),
         (
             wrong_commands,
-            "`emtrain mae --set optim.step=5`",
+            "`emtrain mae --set run.step=5`",
             "`emtrain mae --out RUN --set run.steps=5`",
         ),
         (wrong_scripts, "`tools/demo --nothing`", "`tools/demo --fresh`"),

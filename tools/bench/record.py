@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 
 def machine() -> dict[str, Any]:
     """This machine as it is now, with the threads that torch computes with."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

@@ -44,7 +44,7 @@ from em_train.recipes import segment as recipe
 from em_train.segment.labels import Classes
 from em_train.segment.metrics import best_thresholds
 from em_train.segment.report import examine
-from em_train.segment.validation import Window, choose_windows, measure
+from em_train.segment.validation import Window, choose_windows, score_windows
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -275,7 +275,9 @@ class World:
     def measure(self, networks: nn.ModuleDict, part: tuple[int, int]) -> Any:
         """Loss and histograms on the slices of a part."""
         with Evaluating(networks) as model:
-            return measure(model, self.windows[part], self.config.loss, CPU, self.kind, alone=True)
+            return score_windows(
+                model, self.windows[part], self.config.loss, CPU, self.kind, alone=True
+            )
 
     def _step(self, networks: nn.ModuleDict, batch: Batch, config: Any) -> Tensor:
         with precision.autocast(self.kind, CPU):
