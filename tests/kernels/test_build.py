@@ -66,6 +66,20 @@ print([extension.name for extension in built["extensions"]], built["cuda_sentenc
     assert "skipped: this torch is built without CUDA" in done.stdout
 
 
+def test_without_pybind11_its_headers_come_from_torch():
+    code = """
+import runpy, sys
+from pathlib import Path
+sys.modules["pybind11"] = None
+sys.argv = ["setup.py", "--version"]
+crops = runpy.run_path("setup.py")["extensions"][1]
+print([Path(folder, "pybind11", "pybind11.h").exists() for folder in crops.include_dirs])
+"""
+    done = run_python(WITHOUT_CUDA + code, cwd=PACKAGE)
+    assert done.returncode == 0, done.stderr
+    assert "True" in done.stdout.splitlines()[-1]
+
+
 def test_a_broken_library_is_an_import_error_with_the_reason(tmp_path):
     copy = tmp_path / "em_kernels"
     shutil.copytree(CPU_LIBRARY.parent, copy, ignore=shutil.ignore_patterns("*.so"))

@@ -139,7 +139,7 @@ def product_share(step: Callable[[], object], device: torch.device) -> float:
     times = {
         event.key: getattr(event, time_of)
         for event in seen.key_averages()
-        if event.device_type.name == "CPU"  # its operators, not their kernels
+        if event.device_type.name == "CPU"  # the operators, not their kernels
     }
     products = sum(time for name, time in times.items() if PRODUCTS.search(name))
     return products / max(sum(times.values()), 1e-9)
