@@ -9,7 +9,7 @@ from pathlib import Path
 from doors.sound import truth, write_image
 from doors.trial import Bench
 
-ENGINE = ("optim.steps=2", "optim.warmup_steps=1", "run.device=cpu", "run.log_every=1")
+ENGINE = ("run.steps=2", "optim.warmup_steps=1", "run.device=cpu", "run.log_every=1")
 ENGINE += ("run.checkpoint_every=1", "run.picture_every=1")
 # The least that each recipe trains with.
 SMALL = {

@@ -79,7 +79,7 @@ SETTINGS = {
         *("data.stack.size_vx", "data.pixel_nm", "data.at_nm", "data.volumes", "data", "optim.lr"),
         *(
             "optim.warmup_steps",
-            "optim.accumulate",
+            "run.accumulate",
             "optim.weight_decay",
             "run.seed",
             "run.log_every",

@@ -23,7 +23,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # no threads before a fork
 import argparse
 import importlib
 import json
-import platform
 import random
 import signal
 import socket
@@ -41,9 +40,10 @@ from em_losses import kernels_in_use
 from em_train import cli
 from em_train.engine import checkpoint
 from em_train.engine.stop import SAVED
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import show, write
 
 # Imported before the forks, because a run imports them.
 HEAVY = (
@@ -55,7 +55,7 @@ HEAVY = (
 KERNELS = ("em_kernels.entropy", "em_kernels.divergence", "em_kernels.crops")
 ENGINE = (
     *("run.device=cpu", "run.log_every=1", "run.checkpoint_every=1", "run.picture_every=100000"),
-    *("optim.ema_decay_end=1.0", "data.batch_size=2"),
+    *("run.ema_decay_end=1.0", "data.batch_size=2"),
 )
 # The least that each recipe trains with.
 SETTINGS = {
@@ -108,14 +108,12 @@ def main() -> None:
         rows += kill_workers(arena, options.elastic)
     show(rows)
     if options.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
         conditions = {
             "seed": options.seed,
             "settings": {"all": ENGINE, **SETTINGS},
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
     sys.exit(any(not row["held"] for row in rows))
 
 
@@ -136,7 +134,7 @@ class Arena:
     def arguments(self, run: Path, steps: int | None = None) -> list[str]:
         """The command that begins a run, or goes on with it."""
         recipe = run.name.rpartition("-")[0]
-        settings = [*ENGINE, *SETTINGS[recipe], f"optim.steps={steps or self.steps}"]
+        settings = [*ENGINE, *SETTINGS[recipe], f"run.steps={steps or self.steps}"]
         sets = [part for one in (*settings, "optim.warmup_steps=2") for part in ("--set", one)]
         data = ["--data", str(self.folder / "raw.npy")]
         if recipe == "segment":
@@ -414,16 +412,6 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("case", "held", "of", "what else")
-    for row in rows:
-        known = {"case", "unit", "ours", "limit", "held"}
-        rest = ", ".join(f"{key}: {value}" for key, value in row.items() if key not in known)
-        mark = "" if row["held"] else "  FAILED"
-        table.add_row(row["case"], f"{row['ours']}{mark}", str(row["limit"]), rest)
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import hashlib
 import json
-import platform
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,15 @@ from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import new_run
 from em_train.predict import volume as predict
 from em_train.recipes import segment
-from rich.console import Console
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import show, write
 
 MODULE = "em_train.segment.predict"
 SIZE_NM = (8.0, 8.0, 8.0)
 SETTINGS = {
     "model": {"unet": {"channels": [4, 8, 8]}},
-    "optim": {"steps": 30},
-    "run": {"device": "cpu", "precision": "fp32"},
+    "run": {"steps": 30, "device": "cpu", "precision": "fp32"},
 }
 # The recipe's own plan, with a line in a file for every block that is begun.
 LOGGED = """
@@ -101,15 +100,13 @@ def main() -> None:
         ):
             rows += part()
             if options.json:  # after every part: all of them take a while
-                machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
                 conditions = {
                     "shape": shape,
                     "seed": options.seed,
                     "settings": SETTINGS,
                     "minutes": round((time.monotonic() - began) / 60, 1),
                 }
-                report = {"machine": machine, "conditions": conditions, "rows": rows}
-                options.json.write_text(json.dumps(report, indent=2) + "\n")
+                write(options.json, conditions, rows)
     show(rows)
     sys.exit(any(not row["held"] for row in rows))
 
@@ -445,16 +442,6 @@ def memory(what: str) -> int:
     """MiB of this process, as Linux counts them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(what)).split()[1]) >> 10
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("case", "unit", "found", "limit", "what else")
-    for row in rows:
-        known = {"case", "unit", "ours", "limit", "held"}
-        rest = ", ".join(f"{key}: {value}" for key, value in row.items() if key not in known)
-        mark = "" if row["held"] else "  FAILED"
-        table.add_row(row["case"], row["unit"], f"{row['ours']}{mark}", str(row["limit"]), rest)
-    Console().print(table)
 
 
 if __name__ == "__main__":
