@@ -165,6 +165,7 @@ def of_options() -> Iterator[Case]:
             names=option.names,
             may_change=option.may_change,
             done=option.done,
+            notes=option.notes,
         )
 
 

@@ -26,6 +26,7 @@ class Option:
     prepare: Callable[[Path], str] = lambda folder: ""
     may_change: tuple[str, ...] = (r"here/",)
     done: tuple[int, ...] = (0,)
+    notes: tuple[str, ...] = ()
 
 
 DENSE = ("dense-ssl", "--data=@good", "--out", "run", *settings("dense-ssl"))
@@ -123,7 +124,9 @@ def of_settings() -> Iterator[Option]:
                     f"{key}={shown}",
                     (*TRAINS[recipe], "--set", f"{key}={value}"),
                     "refused" if value == "1000000" else "either",
-                    (key, key.rpartition(".")[2], key.partition(".")[0]),
+                    (key, key.rpartition(".")[2], key.partition(".")[0], "not finite"),
+                    # What diverges is found out when the run has begun.
+                    notes=(r"here/run",) if key.startswith(("optim.", "run.")) else (),
                 )
     for text in ("x", "=1", "", "a.b.c.d=1", "data.=1", ".data=1", "data..x=1", "optim.lrr=1"):
         arguments = (*DENSE, "--set", text)
@@ -323,7 +326,7 @@ def of_outputs() -> Iterator[Option]:
                 f"onto {name}",
                 arguments,
                 "either" if replaces or name in HARMLESS else "refused",
-                (where, "--out", "OUT.zarr") if where else ("--out", "OUT.zarr", "''"),
+                (where, "--out", "OUT.zarr") if where else ("--out", "OUT.zarr", "''", "'.'"),
                 prepare=inputs,
                 may_change=(r"here/",) + ((r"in/raw\.zarr", r"in/link\.zarr") if replaces else ()),
             )

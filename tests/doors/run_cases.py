@@ -135,7 +135,7 @@ def of_runs() -> Iterator[Case]:
                     yield Case(
                         command=f"{use.command} of {recipe}",
                         door=told,
-                        group=file,
+                        group="damaged run",
                         arguments=use.arguments,
                         prepare=damaged(f"run-{recipe}", file, damage, seed),
                         expected="either",

@@ -4,7 +4,7 @@ import em_data
 import numpy as np
 import pytest
 from em_data import Box
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 QUIET = settings(deadline=None, derandomize=True, max_examples=200)
@@ -81,6 +81,8 @@ def test_tiles_meet_every_voxel_once(shape, block):
     size=st.tuples(*[st.one_of(st.floats(), st.integers(-3, 50))] * 3),
     origin=st.tuples(*[st.one_of(st.floats(), st.integers(-3, 50))] * 3),
 )
+@example(size=(8.0, 8.0, 8.0), origin=(float("nan"), 0.0, 0.0))
+@example(size=(8.0, 8.0, 8.0), origin=(0.0, float("inf"), 0.0))
 def test_a_size_or_origin_that_is_no_number_is_refused_by_name(size, origin):
     sound = all(np.isfinite(size)) and min(size) > 0 and all(np.isfinite(origin))
     try:

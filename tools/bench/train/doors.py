@@ -16,8 +16,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # commands at doors run side by side
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
 import time
@@ -29,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.pop(0)  # where `doors` is this file
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
 
-import torch
 from doors import arena, cases
 from doors.known import known
 from doors.trial import Case, Verdict
-from rich.console import Console
+from record import print_table, write
 from rich.progress import track
 from rich.table import Table
 
@@ -63,7 +61,6 @@ def main() -> None:
     show(rows)
     defects = [verdict for verdict in verdicts if verdict.outcome == "defect"]
     if options.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
         conditions = {
             **{"seed": options.seed, "jobs": options.jobs, "cases": len(chosen)},
             "minutes": round((time.monotonic() - began) / 60, 1),
@@ -78,8 +75,7 @@ def main() -> None:
             }
             for v in defects
         ]
-        report = {"machine": machine, "conditions": conditions, "rows": rows, "defects": found}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows, defects=found)
     sys.exit(any(not known(one.case.id) for one in defects))
 
 
@@ -119,7 +115,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(row["case"], *(str(row[c] or "") for c in COLUMNS))
     table.add_section()
     table.add_row("all", *(str(sum(row[c] for row in rows)) for c in COLUMNS))
-    Console(width=100).print(table)
+    print_table(table, width=100)
 
 
 def last_line(said: str) -> str:
