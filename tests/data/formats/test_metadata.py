@@ -207,6 +207,11 @@ def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(
     _pipe(path / "s0" / "c" / "0" / "0" / "0")
     with pytest.raises(VolumeReadError, match="s0/c/0/0/0 is a pipe"):
         open_volume(path)[0:2, 0:8, 0:8]
+    chunk = path / "s0" / "c" / "0" / "0" / "0"
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    with pytest.raises(VolumeReadError, match=r"s0/c/0/0/0 cannot be opened \(Too many levels"):
+        open_volume(path)[0:2, 0:8, 0:8]
     _pipe(path / "s0" / "zarr.json")
     with pytest.raises(
         (VolumeFormatError, VolumeReadError), match=r"zarr\.json is a folder, a pipe"
