@@ -42,7 +42,6 @@ COVERED = {
     "train/dense/views": "recipes/test_dense_ssl",
     "train/engine/errors": "engine/test_run_folder",
     "train/engine/progress": "recipes/test_segment",
-    "train/engine/reading": "dense/test_data",
     "train/engine/rehearsal": "measure/test_training",
     "train/engine/run_config": "test_catalogue",
     "train/engine/states": "recipes/test_recipes",

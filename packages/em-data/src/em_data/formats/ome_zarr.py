@@ -310,8 +310,8 @@ def _level(
     # Transformations of a dataset come first, those of the whole image are applied to the result.
     scaled, scale, translation = False, [1.0] * len(axes), [0.0] * len(axes)
     for step in (
-        *(dataset.get("coordinateTransformations") or ()),
-        *(multiscale.get("coordinateTransformations") or ()),
+        *dataset.get("coordinateTransformations", ()),
+        *multiscale.get("coordinateTransformations", ()),
     ):
         kind = step["type"]
         if kind not in ("scale", "translation", "identity") or len(step.get(kind, axes)) != len(
