@@ -52,7 +52,7 @@ from em_data.writer.resume import (
     read_plan,
     stored_sums,
 )
-from em_data.writer.store import Image, ImageConfig, describe, put_in_place
+from em_data.writer.store import Image, ImageConfig, put_in_place, write_metadata
 
 if sys.platform != "win32":
     import fcntl
@@ -189,7 +189,7 @@ class BlockStore:
             leftover.unlink(missing_ok=True)
         with self._disk_may_be_full(None):
             self.root.attrs[ATTRIBUTE] = dict(self.plan)
-            describe(self.root, list(self.images.values()))
+            write_metadata(self.root, list(self.images.values()))
             for path in self.images:
                 _flush(store / path / "zarr.json")
         replaces = read_plan(self.folder / "plan.json")["replaces"]

@@ -34,6 +34,7 @@ from em_train.engine import stored
 from em_train.engine.atomic import remove_leftovers, replacing
 from em_train.engine.errors import RunFolderError, StoredFileError
 from em_train.engine.progress import say
+from em_train.engine.run_config import RESULT_KEYS
 
 if sys.platform != "win32":
     import fcntl
@@ -209,7 +210,7 @@ def check_config(path: Path, config: Any, command: str, *, fixed: Sequence[str] 
     changed = [
         line
         for key, line in lines.items()
-        if not key.startswith(FREE_KEYS) or key in ("run.seed", *fixed)
+        if not key.startswith(FREE_KEYS) or key in (*RESULT_KEYS, *fixed)
     ]
     if changed:
         raise RunFolderError(
@@ -245,6 +246,14 @@ def stored_part(path: Path, command: str, group: str, cls: type[T]) -> T:
             "new run"
         )
     return configuration.resolve(cls, [configuration.Layer(begun.origin, begun.values[group])])
+
+
+def finished(path: Path) -> Path:
+    """The weights that a finished run has left for use elsewhere."""
+    weights = path / "weights"
+    if not weights.is_dir():
+        raise RunFolderError(f"{path} holds no weights yet; finish the run first, with --resume")
+    return weights
 
 
 def _hold(folder: RunFolder) -> None:

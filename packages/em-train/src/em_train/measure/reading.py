@@ -60,7 +60,7 @@ STAGES = {
 }
 
 
-def measure(
+def reading_speed(
     source: str,
     *,
     channel: int | str | None = None,
