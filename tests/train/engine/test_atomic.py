@@ -16,6 +16,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_is_not_replaced_nor_a_link_to_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    for name in ("folder", "link"):
+        with pytest.raises(IsADirectoryError, match=f"{name} is a folder; name a file"):
+            replacing(tmp_path / name).__enter__()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link"]
+
+
 def test_what_is_renamed_was_flushed(tmp_path, monkeypatch):
     """Without it a power cut can leave a name that points to nothing."""
     flushed, real = [], os.fsync

@@ -63,7 +63,7 @@ def test_every_error_is_named_at_once_with_the_nearest_right_key():
     assert "betas (--set): unknown key; did you mean optim.betas?" in message
     assert "optim.lr (--set): Input should be greater than 0, got -1" in message
     assert "name (--set): Input should be a valid string" in message
-    with pytest.raises(ConfigError, match="optim: betas must ascend"):
+    with pytest.raises(ConfigError, match="optim .--set.: betas must ascend"):
         resolve(Tree, [set_layer(["optim.betas=[2, 1]"])])
 
 

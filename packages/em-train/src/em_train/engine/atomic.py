@@ -18,6 +18,8 @@ TEMPORARY = re.compile(r"\..*?(?:\.(\d+))?\.tmp")
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, renamed over `path` when all went well and removed otherwise."""
+    if path.is_dir():  # a link to one would be replaced
+        raise IsADirectoryError(f"{path} is a folder; name a file")
     temporary = _temporary(path)
     try:
         yield temporary

@@ -196,10 +196,16 @@ def _leaves(cls: type, tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _origin(name: str, origins: Mapping[str, str]) -> str:
-    """Where a key or the value that it lies in was given, for a message."""
+    """Where a key, the value that it lies in, or what lies in it was given, for a message."""
+    whole = name
     while name and name not in origins:
         name = name.rpartition(".")[0]
-    return f" ({origins[name]})" if name else ""
+    if name:
+        return f" ({origins[name]})"
+    group = f"{whole}." if whole else ""
+    inside = (origin for key, origin in origins.items() if key.startswith(group))
+    found = ", ".join(dict.fromkeys(inside))
+    return f" ({found})" if found else ""
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
