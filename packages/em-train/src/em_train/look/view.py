@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from em_data import grey_range, open_volume
 from em_data.formats.legend import Legend, read_legend
+from em_data.formats.options import split_options
 from em_data.geometry import Int3
 from PIL import Image, ImageDraw, ImageFont
 
@@ -241,11 +242,12 @@ def layers_of(address: str, *, below: bool) -> list[Layer]:
     served = ServedVolume(
         address, channels=len(legend.channels) or 1, is_label=is_label, names=legend.classes
     )
-    name = re.sub(r"\.(ome\.)?zarr$", "", address.rstrip("/").rpartition("/")[2])
-    beside = [] if "://" in address or not Path(address).is_dir() else volume.label_names
+    place, _ = split_options(address)
+    name = re.sub(r"\.(ome\.)?zarr$", "", place.rstrip("/").rpartition("/")[2])
+    beside = [] if "://" in address or not Path(place).is_dir() else volume.label_names
     layers = [Layer(name, served, legend, below or not beside)]
     for label in beside:
-        (found,) = layers_of(f"{LABELS}{address}/labels/{label}", below=False)
+        (found,) = layers_of(f"{LABELS}{place}/labels/{label}", below=False)
         layers.append(replace(found, name=f"{name}/{label}", visible=not below))
     return layers
 
