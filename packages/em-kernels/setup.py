@@ -20,6 +20,9 @@ HERE = Path(__file__).resolve().parent
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # V100, T4, A100, H100, B200: each also serves the later ones of its generation.
 CUDA_ARCHITECTURES = ("7.0", "7.5", "8.0", "9.0", "10.0")
+# Built where no GPU is, as on the login node of a cluster: A100 and its generation run it as it is,
+# later ones translate its PTX when it is first used. Earlier ones compute no bfloat16.
+WITHOUT_GPU = "8.0"
 
 
 def stop(message: str) -> None:
@@ -52,14 +55,40 @@ def find_cuda_home() -> str | None:
     return os.path.realpath(top.group(1)) if top else str(Path(nvcc).resolve().parent.parent)
 
 
-def choose_architectures(nvcc: Path) -> str | None:
-    """Return those of CUDA_ARCHITECTURES that nvcc knows, as torch wants them listed."""
+def find_gpus(torch) -> list[str]:
+    """Return the compute capabilities of the GPUs that torch sees here, each once."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = {torch.cuda.get_device_capability(i) for i in range(count)}
+    return [f"{major}.{minor}" for major, minor in sorted(found)]
+
+
+def choose_architectures(nvcc: Path, gpus: list[str]) -> tuple[str, str] | None:
+    """Return the architectures as torch wants them listed, and why these; None if nvcc knows none.
+
+    Those of TORCH_CUDA_ARCH_LIST (`all`: every one of CUDA_ARCHITECTURES), else those of the GPUs
+    that are here, else one that serves most. Every further one costs as much time as the first.
+    """
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if asked and asked != "all":
+        return asked, "TORCH_CUDA_ARCH_LIST"
     listed = subprocess.run(
         [nvcc, "--list-gpu-arch"], capture_output=True, text=True
     ).stdout.split()
-    known = [name for name in CUDA_ARCHITECTURES if f"compute_{name.replace('.', '')}" in listed]
-    # Later GPUs translate the PTX of the last one.
-    return ";".join(known) + "+PTX" if known else None
+
+    def known(names) -> list[str]:
+        return [name for name in names if f"compute_{name.replace('.', '')}" in listed]
+
+    every = known(CUDA_ARCHITECTURES)
+    if not every:
+        return None
+    latest = every[-1] + "+PTX"  # later GPUs translate it
+    if asked == "all":
+        return ";".join([*every[:-1], latest]), "all that nvcc knows"
+    if gpus:
+        here = known(gpus)
+        return ";".join(here if len(here) == len(gpus) else [*here, latest]), "the GPUs here"
+    later = [name for name in every if float(name) >= float(WITHOUT_GPU)]
+    return (later or every[-1:])[0] + "+PTX", "no GPU here: this one and later ones"
 
 
 def cuda_state(torch) -> tuple[str | None, str]:
@@ -80,22 +109,22 @@ def cuda_state(torch) -> tuple[str | None, str]:
             None,
             f"skipped: nvcc {found} differs in major version from torch's CUDA {torch.version.cuda}",
         )
-    # Without a GPU torch cannot guess the architectures and stops with an IndexError.
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or choose_architectures(nvcc)
-    if wanted is None:
+    chosen = choose_architectures(nvcc, find_gpus(torch))
+    if chosen is None:
         return None, (
             f"skipped: nvcc {version.group(0)} names none of {', '.join(CUDA_ARCHITECTURES)};"
             " set TORCH_CUDA_ARCH_LIST"
         )
+    wanted, why = chosen
+    # Without a GPU torch cannot guess the architectures and stops with an IndexError.
     os.environ["TORCH_CUDA_ARCH_LIST"] = wanted
-    return home, f"compiled for {wanted} with nvcc {version.group(0)}"
+    return home, f"compiled for {wanted} ({why}) with nvcc {version.group(0)}"
 
 
 require_compiler()
 # ninja, installed beside this Python, is not on PATH when pip is called by its full path.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 try:
-    import pybind11
     import torch
 except ImportError as error:
     stop(
@@ -109,6 +138,13 @@ if cuda_home:
     os.environ["CUDA_HOME"] = cuda_home
 
 from torch.utils import cpp_extension  # noqa: E402
+
+try:
+    import pybind11
+
+    PYBIND11 = [pybind11.get_include()]
+except ImportError:  # torch brings its headers as well
+    PYBIND11 = cpp_extension.include_paths()
 
 
 def extension(name: str, folder: str, suffix: str, libraries: list[str], flags: dict) -> Extension:
@@ -150,7 +186,7 @@ extensions = [
     Extension(
         "em_kernels._crops",
         sources=[str(Path("csrc", "crops.cpp"))],
-        include_dirs=[pybind11.get_include()],
+        include_dirs=PYBIND11,
         extra_compile_args={"cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]},
         extra_link_args=["-pthread"],
         language="c++",

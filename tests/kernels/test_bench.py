@@ -68,6 +68,12 @@ def test_wrong_results_and_nan_are_found(monkeypatch, capsys, wrong):
     assert "wrong results: drifted" in capsys.readouterr().err
 
 
+def test_what_does_not_run_on_a_gpu_has_no_graph():
+    on_cpu = {"ours": lambda i: torch.ones(3), "eager": lambda i: np.ones(3)}
+    case = Case("on the CPU", 1.0, on_cpu)
+    assert [bench._graph_milliseconds(case, name, 1) for name in on_cpu] == [None, None]
+
+
 def test_an_unknown_operator_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         bench.main(["convolution"])

@@ -117,19 +117,22 @@ def test_the_libraries_use_the_stable_abi_alone():
     assert "2.10" in done.stdout
 
 
-ARCHITECTURES = [  # what nvcc knows, what is asked for, what is said
-    (
-        "60 70 75 80 86 90 100 120",
-        "",
-        "compiled for 7.0;7.5;8.0;9.0;10.0+PTX with nvcc release 12.4",
-    ),
-    ("50 60 70 75 80 86 89 90", "", "compiled for 7.0;7.5;8.0;9.0+PTX with nvcc release 12.4"),
-    ("75 80 90 100", "8.6", "compiled for 8.6 with nvcc release 12.4"),
-    ("35 37", "", "skipped: nvcc release 12.4 names none of 7.0, 7.5, 8.0, 9.0, 10.0; set"),
+KNOWN_BY_NVCC = "50 60 70 75 80 86 90 100 120"
+ARCHITECTURES = [  # what nvcc knows, what is asked for, the GPUs that are there, what is compiled
+    (KNOWN_BY_NVCC, "", [], "8.0+PTX"),
+    ("75 90 100", "", [], "9.0+PTX"),
+    ("50 60 70", "", [], "7.0+PTX"),
+    (KNOWN_BY_NVCC, "", [(9, 0), (9, 0)], "9.0"),
+    (KNOWN_BY_NVCC, "", [(9, 0), (8, 6)], "8.6;9.0"),
+    ("70 80 90", "", [(12, 0)], "9.0+PTX"),
+    (KNOWN_BY_NVCC, "8.6", [(9, 0)], "8.6"),
+    (KNOWN_BY_NVCC, "all", [(9, 0)], "7.0;7.5;8.0;9.0;10.0+PTX"),
+    ("50 60 70 75 80 86 89 90", "all", [], "7.0;7.5;8.0;9.0+PTX"),
+    ("35 37", "", [], "skipped: nvcc release 12.4 names none of 7.0, 7.5, 8.0, 9.0, 10.0; set"),
 ]
 
 
-def test_architectures_are_those_that_nvcc_knows(tmp_path):
+def test_one_architecture_is_compiled_unless_more_gpus_are_there_or_all_are_asked_for(tmp_path):
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text(
@@ -148,8 +151,11 @@ torch.version.cuda = "12.8"
 sys.argv = ["setup.py", "--version"]
 built = runpy.run_path("setup.py")
 print("em_kernels._cuda" in [extension.name for extension in built["extensions"]])
-for known, wanted, _ in {ARCHITECTURES}:
+for known, wanted, gpus, _ in {ARCHITECTURES}:
     os.environ |= {{"KNOWN": known, "TORCH_CUDA_ARCH_LIST": wanted}}
+    torch.cuda.is_available = lambda: bool(gpus)
+    torch.cuda.device_count = lambda: len(gpus)
+    torch.cuda.get_device_capability = lambda i: gpus[i]
     print(built["cuda_state"](torch)[1], "|", os.environ["TORCH_CUDA_ARCH_LIST"])
 """
     given = {"CUDA_HOME": str(tmp_path), "KNOWN": "70 80", "TORCH_CUDA_ARCH_LIST": ""}
@@ -157,7 +163,10 @@ for known, wanted, _ in {ARCHITECTURES}:
     assert done.returncode == 0, done.stderr
     loaded, *lines = done.stdout.splitlines()[-1 - len(ARCHITECTURES) :]
     assert loaded == "True"
-    for line, (_, _, said) in zip(lines, ARCHITECTURES, strict=True):
-        assert line.startswith(said)
-        listed = said.split()[2] if said.startswith("compiled") else ""
-        assert line.endswith(f"| {listed}")  # what torch is told
+    for line, (_, asked, gpus, compiled) in zip(lines, ARCHITECTURES, strict=True):
+        if compiled.startswith("skipped"):
+            assert line.startswith(compiled) and line.endswith("| ")
+            continue
+        assert line.startswith(f"compiled for {compiled} (")
+        assert line.endswith(f"with nvcc release 12.4 | {compiled}")  # what torch is told
+        assert ("no GPU here" in line) == (not gpus and not asked)

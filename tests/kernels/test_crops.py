@@ -66,6 +66,7 @@ def test_large_batches_and_none():
     assert gather_crops(block, np.zeros((0, 3), np.int64), (4, 4, 4)).shape == (0, 4, 4, 4)
 
 
+@pytest.mark.processes
 def test_the_gil_is_released():
     """Another thread of Python goes on while one call copies: no pause is as long as the call."""
     block, size = draw((128, 256, 256)), (64, 128, 128)

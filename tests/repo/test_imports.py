@@ -25,6 +25,34 @@ KERNELS = {
     "em-train": {"info.py"},
 }
 
+# Which rooms a room may import; "" is the top of the package. In em-data that is the line
+# open_volume -> sampler -> loader -> Batch -> … -> Volume, read from left to right.
+ROOMS = {
+    "em-data": {
+        "": {""},
+        "synthetic": {""},
+        "formats": {"", "synthetic"},
+        "sampler": {""},
+        "loader": {"", "formats", "sampler"},
+        "augment": {"", "sampler"},
+        "writer": {""},
+    },
+    "em-train": {
+        "": {"commands", "engine"},
+        "engine": set(),
+        "features": {""},  # the catalogue
+        "look": {"engine"},
+        "judge": {"engine", "features"},
+        "predict": {"", "engine", "look"},
+        "measure": {"", "engine", "look"},
+        "dense": {"engine", "features", "judge", "look", "predict"},
+        "mae": {"engine", "features", "judge", "look", "predict"},
+        "segment": {"engine", "features", "judge", "look", "predict"},
+        "recipes": {"dense", "engine", "mae", "measure", "segment"},
+        "commands": {"", "engine", "judge", "look", "measure", "predict", "segment"},
+    },
+}
+
 
 def imports(path):
     """Top-level names of the modules that a file imports."""
@@ -80,3 +108,81 @@ def test_every_recipe_reads_in_the_same_order(repository):
         paragraphs = ["# Data", "# Model", "# Optimiser", "# Resume", "# Loop"]
         places = [body.find(paragraph) for paragraph in paragraphs]
         assert -1 not in places and places == sorted(places), f"{path}: {paragraphs} not in order"
+
+
+def modules(repository, package):
+    """The modules of a package, by their dotted names."""
+    source = repository / "packages" / package / "src"
+    paths = {path.relative_to(source).with_suffix(""): path for path in source.rglob("*.py")}
+    return {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+
+
+def imported(path, known, *, inside_functions):
+    """Modules among `known` that a file imports when it runs, types alone left out."""
+
+    def walk(nodes):
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    yield full if full in known else node.module
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif inside_functions or not isinstance(node, ast.FunctionDef):
+                yield from walk(ast.iter_child_nodes(node))
+
+    return {name for name in walk(ast.parse(path.read_text()).body) if name in known}
+
+
+def room(name, path):
+    """The folder of a package that a module lies in."""
+    parts = name.split(".")[1:]
+    return parts[0] if len(parts) > 1 or (parts and path.name == "__init__.py") else ""
+
+
+@pytest.mark.parametrize("package", sorted(ROOMS))
+def test_no_import_runs_against_the_line(repository, package):
+    known = modules(repository, package)
+    root = package.replace("-", "_")
+    assert {room(*item) for item in known.items()} == set(ROOMS[package])
+    for name, path in known.items():
+        if name == root:  # the face of the package
+            continue
+        for other in imported(path, known, inside_functions=True) - {root}:
+            here, there = room(name, path), room(other, known[other])
+            allowed = here == there or there in ROOMS[package][here]
+            assert allowed, f"{name} imports {other}: {here or 'the top'} may not know {there}"
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_no_import_runs_in_a_circle(repository, package):
+    known = modules(repository, package)
+    graph = {m: imported(path, known, inside_functions=False) for m, path in known.items()}
+    done = set()
+
+    def follow(name, way):
+        assert name not in way, f"circle: {' -> '.join([*way, name])}"
+        for other in graph[name] - done:
+            follow(other, [*way, name])
+        done.add(name)
+
+    for name in graph:
+        if name not in done:
+            follow(name, [])
+
+
+def test_nobody_asks_which_recipe_a_run_is_of(repository):
+    """The catalogue knows; whoever uses runs reads it there."""
+    source = repository / "packages" / "em-train" / "src" / "em_train"
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                kinds = ast.unparse(node.args[1])
+                assert not any(kind in kinds for kind in ("DenseRun", "MaeRun")), path
+            if isinstance(node, ast.Dict) and path.name != "catalogue.py":
+                keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                assert len(keys & {"dense-ssl", "segment", "mae"}) < 2, f"{path} has its own table"
+            if isinstance(node, ast.Compare):
+                assert "__name__" not in ast.unparse(node) or "__main__" in ast.unparse(node), path

@@ -5,11 +5,10 @@ import tomllib
 
 import em_train
 import pytest
+from em_train.catalogue import RECIPES
 from em_train.engine import config as configuration
-from em_train.recipes import dense_ssl, mae, segment
 
 PACKAGES = ("em-data", "em-models", "em-losses", "em-kernels", "em-train")
-RECIPES = {"dense-ssl": dense_ssl, "mae": mae, "segment": segment}
 
 
 def project(repository, package):
@@ -61,7 +60,7 @@ def test_every_preset_loads(command):
     assert {"default.toml", "demo.toml"} <= {path.name for path in files}
     for path in files:
         layer = configuration.preset_layer(path.name.removesuffix(".toml"), command)
-        configuration.resolve(RECIPES[command].Config, [layer])
+        configuration.resolve(RECIPES[command].load().Config, [layer])
 
 
 def test_source_names_no_machine_and_no_registry(repository):

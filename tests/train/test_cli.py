@@ -1,38 +1,56 @@
 """The command as a person meets it: in a process of its own."""
 
 import json
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from em_data import open_volume
 from em_data.formats.legend import read_legend
 from em_data.synthetic import CLASSES
+from em_train import catalogue
 from em_train.cli import app
-from em_train.commands import judge, options
+from em_train.commands import options
 from typer.testing import CliRunner
 
 RUN = [
-    *("--set", "optim.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
+    *("--set", "run.steps=4", "--set", "data.batch_size=1", "--set", "data.stack.size_vx=65"),
     *("--set", "model.encoder.pools=[]"),
     *("--set", "run.device=cpu", "--set", "model.predictor_width=8", "--set", "run.log_every=1"),
 ]
 DATA = ["--data", "synthetic:shape=6x96x96"]
 
 
+# What a fresh process does, but that torch, which it takes seconds to import, is there already.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["em_train.cli", "torch", "em_data", "em_models", "em_losses"])
+MAIN = """
+import os, sys
+for descriptor, path in enumerate(told, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+os.chdir(cwd)
+os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
+sys.argv = ["emtrain", *arguments]
+from em_train.cli import main
+main()
+"""
+
+
 def emtrain(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "em_train.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        told = [Path(folder, name) for name in ("stdout", "stderr")]
+        given = {"arguments": [*map(str, arguments)], "cwd": cwd or Path.cwd(), "told": told}
+        process = FORKS.Process(target=exec, args=(MAIN, given))
+        process.start()
+        process.join()
+        stdout, stderr = (path.read_text() for path in told)
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
 def refused(result, *expected):
@@ -43,6 +61,7 @@ def refused(result, *expected):
         assert part in result.stderr
 
 
+@pytest.mark.processes
 def test_help_imports_no_torch_and_is_fast():
     began = time.perf_counter()
     result = subprocess.run(
@@ -156,7 +175,7 @@ def test_a_run_is_proven_evaluated_and_used(tmp_path):
 def test_commands_for_runs_read_which_recipe_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "mae"}')
     with pytest.raises(ValueError, match="run of mae; this works for dense-ssl"):
-        options.recipe_of(tmp_path, judge.EVALUATIONS)
+        catalogue.module_for(tmp_path, "evaluate")
     assert (
         options.parse_range("--fit-z", "3:12") == (3, 12)
         and options.parse_range("--fit-z", None) is None
@@ -198,9 +217,10 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     refused(emtrain("dense-ssl", "--resume", "--out", tmp_path / "none"), "no run to resume")
 
 
+@pytest.mark.processes
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
-    arguments = [*DATA, "--out", str(run), *RUN, "--set", "optim.steps=100000"]
+    arguments = [*DATA, "--out", str(run), *RUN, "--set", "run.steps=100000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "em_train.cli", "dense-ssl", *arguments],
         stderr=subprocess.PIPE,
@@ -216,10 +236,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 75, errors
     assert "--resume" in errors and "Traceback" not in errors
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    resumed = emtrain(
-        "dense-ssl", "--out", run, "--resume", "--set", f"optim.steps={steps[-1] + 2}"
-    )
-    refused(resumed, "optim.steps")  # the schedule depends on it
+    resumed = emtrain("dense-ssl", "--out", run, "--resume", "--set", f"run.steps={steps[-1] + 2}")
+    refused(resumed, "run.steps")  # the schedule depends on it
     assert "saved at step" in (run / "log.txt").read_text()
 
 

@@ -25,8 +25,8 @@ SMALL = {
     "data": {"volumes": [DATA], "batch_size": 2, "stack": {"size_vx": 65}},
     "model": {"encoder": {"classes": 10, "pools": []}, "predictor_width": 8},
     "loss": {"classes_at_least": 8},
-    "optim": {"steps": 40, "warmup_steps": 4, "ema_decay": 0.9},
-    "run": {"log_every": 10, "picture_every": 1000, "device": "cpu"},
+    "optim": {"warmup_steps": 4},
+    "run": {"steps": 40, "ema_decay": 0.9, "log_every": 10, "picture_every": 1000, "device": "cpu"},
 }
 
 
@@ -91,7 +91,7 @@ def test_the_audit_trains_afresh_on_shuffled_context():
     audit = shuffle_audit(begun, train, command="dense-ssl", steps=10)
     (config,) = seen
     assert config.run.init is None
-    assert config.data.shuffle_context and config.optim.steps == audit.steps == 10
+    assert config.data.shuffle_context and config.run.steps == audit.steps == 10
     assert config.model == config_of().model and config.loss == config_of().loss
     assert audit.information < 0.02 and audit.cross_entropy > 0
     alone = config_of(data={"batch_size": 1})

@@ -20,7 +20,15 @@ from em_train.dense.position import (
     random_boxes,
     read_crops,
 )
-from em_train.dense.proof import GATES, Figures, Proof, grey_shares, in_words, judge, measure
+from em_train.dense.proof import (
+    GATES,
+    Proof,
+    ProofFigures,
+    grey_shares,
+    in_words,
+    judge,
+    proof_figures,
+)
 from em_train.judge.baselines import grey_centres, grey_codes
 
 GREY = GreyRange(0, 255)
@@ -80,17 +88,17 @@ VOLUME = noise_volume()
 
 @pytest.fixture(scope="module")
 def honest():
-    return measure(Labeller(of_texture, margin=6), VOLUME, GREY, crop_vx=65, crops=200)
+    return proof_figures(Labeller(of_texture, margin=6), VOLUME, GREY, crop_vx=65, crops=200)
 
 
 @pytest.fixture(scope="module")
 def positional():
-    return measure(Labeller(of_position), VOLUME, GREY, crop_vx=65, crops=200)
+    return proof_figures(Labeller(of_position), VOLUME, GREY, crop_vx=65, crops=200)
 
 
 @pytest.fixture(scope="module")
 def quantised():
-    return measure(Labeller(of_grey), VOLUME, GREY, crop_vx=65, crops=200)
+    return proof_figures(Labeller(of_grey), VOLUME, GREY, crop_vx=65, crops=200)
 
 
 def missed(figures):
@@ -151,27 +159,27 @@ def test_small_volumes_tie_place_to_position_and_are_not_blamed_for_it():
     codes = encoder(read_crops(volume, GREY, boxes)).logits.argmax(1)
     assert position_leak(codes) > 0.1  # place in the volume, not position in the crop
     assert position_leak_of_places(codes, boxes, 4) == pytest.approx(0, abs=1e-9)
-    figures = measure(encoder, volume, GREY, crop_vx=65, crops=200)
+    figures = proof_figures(encoder, volume, GREY, crop_vx=65, crops=200)
     assert figures.null == "codes of the same pixels in other crops"
     assert "position leak" not in missed(figures)
-    cheat = measure(Labeller(of_position), volume, GREY, crop_vx=65, crops=200)
+    cheat = proof_figures(Labeller(of_position), volume, GREY, crop_vx=65, crops=200)
     assert cheat.position_leak > 0.2 and "position leak" in missed(cheat)
 
 
 def test_crops_without_room_say_nothing():
     volume = noise_volume((2, 66, 66))
-    figures = measure(Labeller(of_texture, margin=6), volume, GREY, crop_vx=65, crops=40)
+    figures = proof_figures(Labeller(of_texture, margin=6), volume, GREY, crop_vx=65, crops=40)
     assert math.isnan(figures.position_leak) and math.isnan(figures.shift_kappa)
     verdict = {v.title: v for v in judge(figures)}["position leak"]
     assert verdict.passed is False and "no room to move" in verdict.reason
     with pytest.raises(ValueError, match="exceeds volume"):
-        measure(Labeller(of_texture), volume, GREY, crop_vx=67, crops=40)
+        proof_figures(Labeller(of_texture), volume, GREY, crop_vx=67, crops=40)
     with pytest.raises(ValueError, match="no room"):
         crops_of_one_place(Labeller(of_texture), noise_volume((2, 65, 80)), GREY, crop_vx=65)
 
 
 def test_crops_that_the_widest_blur_does_not_fit_into_are_measured():
-    figures = measure(Labeller(of_grey), VOLUME, GREY, crop_vx=29, crops=40)
+    figures = proof_figures(Labeller(of_grey), VOLUME, GREY, crop_vx=29, crops=40)
     assert figures.grey_share > 0.8 and figures.grey_sigma == 0
     images = read_crops(VOLUME, GREY, random_boxes(VOLUME, 29, 10, 0, 4))[:, 0]
     shares = grey_shares(of_grey(images)[:, ::4, ::4], images, first=0, step=4)
@@ -179,19 +187,21 @@ def test_crops_that_the_widest_blur_does_not_fit_into_are_measured():
 
 
 def test_crops_with_few_codes_are_compared_where_they_overlap():
-    figures = measure(Labeller(of_texture, margin=26), VOLUME, GREY, crop_vx=65, crops=40)
+    figures = proof_figures(Labeller(of_texture, margin=26), VOLUME, GREY, crop_vx=65, crops=40)
     assert figures.shift_kappa == pytest.approx(1) and figures.dense_shift_kappa == pytest.approx(1)
-    alone = measure(Labeller(of_texture, margin=32), VOLUME, GREY, crop_vx=65, crops=40)
+    alone = proof_figures(Labeller(of_texture, margin=32), VOLUME, GREY, crop_vx=65, crops=40)
     assert math.isnan(alone.shift_kappa) and "shift κ" in missed(alone)
 
 
 def test_a_single_slice_has_no_neighbour():
-    figures = measure(Labeller(of_texture, margin=6), noise_volume((1, 200, 200)), GREY, crop_vx=49)
+    figures = proof_figures(
+        Labeller(of_texture, margin=6), noise_volume((1, 200, 200)), GREY, crop_vx=49
+    )
     assert math.isnan(figures.z_kappa) and missed(figures) <= {"position leak"}
 
 
 def test_one_class_everywhere_fails():
-    figures = measure(
+    figures = proof_figures(
         Labeller(lambda images: torch.zeros(images.shape, dtype=torch.long)),
         VOLUME,
         GREY,
@@ -203,7 +213,7 @@ def test_one_class_everywhere_fails():
 
 def test_few_classes_need_not_be_twelve(honest):
     for used, passed in ((6.1, True), (5.9, False)):
-        few = Figures(**{**vars(honest), "classes": 10, "effective_classes": used})
+        few = ProofFigures(**{**vars(honest), "classes": 10, "effective_classes": used})
         verdict = {v.title: v for v in judge(few)}["effective classes"]
         assert verdict.passed is passed and verdict.bound == "≥ 6"
 
@@ -212,7 +222,7 @@ def test_every_gate_stands_at_its_bound_and_names_the_figure(honest):
     for gate in GATES:
         for beyond, passed in ((0, True), (1e-6, False)):
             value = gate.bound + (beyond if gate.sense == "≤" else -beyond)
-            figures = Figures(**{**vars(honest), "audit_information": 0.0, gate.figure: value})
+            figures = ProofFigures(**{**vars(honest), "audit_information": 0.0, gate.figure: value})
             verdicts = {v.title: v for v in judge(figures)}
             assert verdicts[gate.title].passed is passed
             assert all(v.passed for title, v in verdicts.items() if title != gate.title)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from em_models.head import read_codes
-from em_train.dense.recluster import settle, stretching
+from em_train.dense.recluster import recluster, stretching
 from em_train.judge.codes import effective_classes
 
 K, E = 6, 8
@@ -51,7 +51,7 @@ def test_clusters_are_found_and_keep_the_numbers_of_the_old_codes(separated):
     vague = F.normalize(centres[order] + 0.4 * centres[order].roll(1, 0), dim=1)
     encoder = Pixels(table, vague)
     before = codes(encoder, images)
-    settle(encoder, [images], frequency=0.5, seed=0)
+    recluster(encoder, [images], frequency=0.5, seed=0)
     torch.testing.assert_close(codes(encoder, images), before)
     cosines = F.cosine_similarity(encoder.prototypes, centres[order], dim=1)
     assert cosines.min() > 0.999
@@ -67,7 +67,7 @@ def test_frequency_leaves_rare_classes_less_room():
     used = []
     for frequency in (0.0, 1.0, 3.0):
         encoder = Pixels(table, torch.randn(K * 4, E, generator=generator))
-        settle(encoder, [images], frequency=frequency, seed=0)
+        recluster(encoder, [images], frequency=frequency, seed=0)
         used.append(effective_classes(codes(encoder, images)))
     assert used[0] > used[1] > used[2]
     assert used[0] > 0.8 * K * 4
@@ -83,16 +83,16 @@ def test_no_more_images_are_taken_than_are_needed(separated):
             yield images
 
     encoder, again = (Pixels(table, torch.eye(E)[:K]) for _ in range(2))
-    settle(encoder, stream(), frequency=0.5, seed=0)
+    recluster(encoder, stream(), frequency=0.5, seed=0)
     assert len(taken) < 5
-    settle(again, [images] * len(taken), frequency=0.5, seed=0)
+    recluster(again, [images] * len(taken), frequency=0.5, seed=0)
     assert torch.equal(encoder.prototypes, again.prototypes)
 
 
 def test_an_embedding_without_differences_is_left_alone():
     encoder = Pixels(torch.ones(4, E), torch.eye(E)[:K])
     images = torch.randint(4, (2, 1, 20, 20))
-    assert not settle(encoder, [images], frequency=0.5, seed=0)
+    assert not recluster(encoder, [images], frequency=0.5, seed=0)
     assert torch.equal(encoder.prototypes, torch.eye(E)[:K])
 
 
@@ -109,7 +109,7 @@ def test_texture_decides_which_places_are_alike():
     found = {}
     for share in (0.0, 0.9):
         encoder = Pixels(table.clone(), torch.randn(2, E, generator=generator))
-        settle(encoder, [images], frequency=0, seed=0, describe=describe, texture=share)
+        recluster(encoder, [images], frequency=0, seed=0, describe=describe, texture=share)
         code = codes(encoder, torch.arange(400).view(1, 1, 20, 20)).flatten()
         found[share] = [bool(((code == code[0]) == (one == one[0])).all()) for one in (loud, faint)]
     assert found == {0.0: [True, False], 0.9: [False, True]}

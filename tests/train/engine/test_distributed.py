@@ -12,6 +12,8 @@ from em_models import BatchNorm
 from em_train.engine import distributed
 from torch import nn
 
+pytestmark = pytest.mark.processes
+
 WORLD = 2
 SETTINGS = {
     "data": {"batch_size": 4, "stack": {"size_vx": 61}, "photometry": 0.1},
@@ -121,7 +123,7 @@ def gradients_of_recipe(name, settings, kind):
     "Gradients of what a recipe trains with, of this process's part of its first batch."
     recipe = importlib.import_module(f"em_train.recipes.{name}")
     config = resolve(recipe.Config, [Layer("test", settings)])
-    networks, loader, loss = recipe.rehearse(config, torch.device("cpu"))
+    networks, loader, _, loss = recipe.rehearse(config, torch.device("cpu"))
     torch.manual_seed(0)
     for parameter in networks.parameters():  # whatever was drawn before
         if parameter.requires_grad:

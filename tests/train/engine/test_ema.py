@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 from em_train.engine.ema import decay_at, moving_average
-from em_train.engine.optim import OptimConfig
+from em_train.engine.run_config import RunConfig
 from torch import nn
 
 
 @pytest.mark.parametrize("end", [None, 1.0])
 def test_the_average_follows_the_weights_with_its_decay(end):
-    config = OptimConfig(steps=4, ema_decay=0.5, ema_decay_end=end)
+    config = RunConfig(steps=4, ema_decay=0.5, ema_decay_end=end)
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double()
     average = moving_average(model, config)
     expected = None
@@ -35,7 +35,7 @@ def test_the_average_follows_the_weights_with_its_decay(end):
 
 
 def test_the_decay_rises_by_half_a_cosine():
-    config = OptimConfig(steps=100, ema_decay=0.9, ema_decay_end=1.0)
+    config = RunConfig(steps=100, ema_decay=0.9, ema_decay_end=1.0)
     decays = [decay_at(step, config) for step in (0, 25, 50, 75, 100, 150)]
     assert decays == pytest.approx([0.9, 0.9146447, 0.95, 0.9853553, 1.0, 1.0])
-    assert decay_at(70, OptimConfig(ema_decay=0.9)) == 0.9
+    assert decay_at(70, RunConfig(ema_decay=0.9)) == 0.9

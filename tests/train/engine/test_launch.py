@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from em_train.engine import checkpoint
-from em_train.engine.launch import Places
+from em_train.engine.launch import Workers
+
+pytestmark = pytest.mark.processes
 
 RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Imported by every Python that finds it in PYTHONPATH: makes one worker of several fail.
@@ -61,29 +63,29 @@ def wait_for(condition, seconds=120):
 
 def test_where_processes_are_wanted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Places().count() is None and Places().device() is None
-    assert Places(gpus="auto").count() == 2 and Places(gpus="auto").device() == "cuda"
-    assert Places(gpus="1").count() == 1 and Places(gpus="1").device() == "cuda"
-    assert Places(gpus="0").count() is None and Places(gpus="0").device() == "cpu"
-    assert Places(gpus="0", processes=3).count() == 3
-    assert Places(processes=1).count() == 1 and Places(processes=1).device() == "cpu"
+    assert Workers().count() is None and Workers().device() is None
+    assert Workers(gpus="auto").count() == 2 and Workers(gpus="auto").device() == "cuda"
+    assert Workers(gpus="1").count() == 1 and Workers(gpus="1").device() == "cuda"
+    assert Workers(gpus="0").count() is None and Workers(gpus="0").device() == "cpu"
+    assert Workers(gpus="0", processes=3).count() == 3
+    assert Workers(processes=1).count() == 1 and Workers(processes=1).device() == "cpu"
     with pytest.raises(ValueError, match="--gpus 3, but this machine has 2"):
-        Places(gpus="3").count()
+        Workers(gpus="3").count()
     with pytest.raises(ValueError, match="choose one of them"):
-        Places(gpus="2", processes=2)
+        Workers(gpus="2", processes=2)
     for wrong in ({"gpus": "two"}, {"gpus": "-1"}, {"processes": 0}):
         with pytest.raises(ValueError, match="wanted"):
-            Places(**wrong)
+            Workers(**wrong)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert Places(gpus="auto").count() is None and Places(gpus="auto").device() is None
-    assert Places(gpus="4").device() == "cuda"  # of the nodes of a Slurm job
+    assert Workers(gpus="auto").count() is None and Workers(gpus="auto").device() is None
+    assert Workers(gpus="4").device() == "cuda"  # of the nodes of a Slurm job
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_worker_comes_back_and_a_signal_saves(tmp_path):
     run = tmp_path / "run"
     newest = lambda: checkpoint.newest(run / "checkpoints")  # noqa: E731
-    process = start(run, "--processes", "2", "--set", "optim.steps=100000")
+    process = start(run, "--processes", "2", "--set", "run.steps=100000")
     try:
         wait_for(lambda: newest() >= 2)
         workers = workers_of(process.pid)
@@ -109,7 +111,7 @@ def test_a_killed_worker_comes_back_and_a_signal_saves(tmp_path):
     assert steps == list(range(1, len(steps) + 1))
     assert checkpoint.load(run / "checkpoints")["step"] == steps[-1]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    errors = refused(run, "--resume", "--set", "optim.steps=100000")
+    errors = refused(run, "--resume", "--set", "run.steps=100000")
     assert "was written by 2 processes, now there are 1" in errors and "--processes 2" in errors
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
@@ -117,7 +119,7 @@ def test_a_killed_worker_comes_back_and_a_signal_saves(tmp_path):
 @pytest.mark.slow
 def test_a_second_interrupt_does_not_wait(tmp_path):
     run = tmp_path / "run"
-    process = start(run, "--processes", "2", "--set", "optim.steps=100000")
+    process = start(run, "--processes", "2", "--set", "run.steps=100000")
     wait_for(lambda: checkpoint.newest(run / "checkpoints") >= 2)
     workers = workers_of(process.pid)
     for worker in workers:
@@ -135,7 +137,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
 @pytest.mark.parametrize(
     ("what", "expected", "traceback"),
     [
-        ("sys.modules['zarr'] = None", "error: rank 1: import of zarr halted", False),
+        ("sys.modules['zarr'] = None", "error: rank 1: ", False),
         (
             "import torch; torch.manual_seed = lambda seed: 1 / 0",
             "ZeroDivisionError",
@@ -149,6 +151,7 @@ def test_why_a_worker_fails_is_said_once_with_its_rank(tmp_path, what, expected,
     run = tmp_path / "run"
     errors = refused(run, "--processes", "2", PYTHONPATH=str(tmp_path))
     assert errors.count(expected) == 1 or (traceback and errors.count(expected) >= 1), errors
+    assert traceback or "zarr" in errors.splitlines()[-1], errors
     assert "rank 1" in errors and errors.count("Traceback") == (1 if traceback else 0), errors
     if not traceback:
         assert not run.exists(), "a worker that cannot begin leaves nothing behind"

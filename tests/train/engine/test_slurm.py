@@ -13,6 +13,8 @@ import pytest
 from em_train.engine import checkpoint
 from em_train.engine.slurm import script
 
+pytestmark = pytest.mark.processes
+
 RUN = ["--config", str(Path(__file__).with_name("small.toml"))]
 # Runs what it is given, as srun does for each node; signals go on to it.
 SRUN = """#!/bin/bash
@@ -110,7 +112,7 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(slurm, tmp_path):
     run = tmp_path / "run"
 
     def job(steps):
-        sets = ["--set", f"optim.steps={steps}", "--processes", "2", "--set", "run.device=cpu"]
+        sets = ["--set", f"run.steps={steps}", "--processes", "2", "--set", "run.device=cpu"]
         return script(["dense-ssl", *RUN, *sets], run, gpus=None, processes=2)
 
     process = subprocess.Popen(["bash", "-c", job(300)], stderr=subprocess.PIPE, text=True)

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from em_train.engine import checkpoint
 
+pytestmark = pytest.mark.processes
+
 NAMES = [f"emtrain-{os.getpid()}-{host}" for host in "ab"]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 RUN = [
     *("--config", str(Path(__file__).with_name("small.toml"))),
-    *("--set", "optim.steps=60", "--set", "run.device=cpu"),
+    *("--set", "run.steps=60", "--set", "run.device=cpu"),
 ]
 
 

@@ -6,6 +6,7 @@ import torch
 from em_models import BatchNorm
 from em_train.engine import optim, precision
 from em_train.engine.optim import OptimConfig
+from em_train.engine.run_config import RunConfig
 from em_train.engine.update import Update, save_batch
 from torch import nn
 
@@ -15,9 +16,10 @@ CPU = torch.device("cpu")
 def make(kind="fp32", **settings):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), BatchNorm(4), nn.Linear(4, 1))
-    config = OptimConfig(lr=0.1, **settings)
-    optimiser = optim.adamw(model, config)
-    return model, optimiser, Update(model, optimiser, config, precision.grad_scaler(kind, CPU))
+    clip_norm = settings.pop("clip_norm", 5.0)
+    optimiser = optim.adamw(model, OptimConfig(lr=0.1))
+    scaler, run = precision.grad_scaler(kind, CPU), RunConfig(**settings)
+    return model, optimiser, Update(model, optimiser, scaler, clip_norm=clip_norm, run=run)
 
 
 def everything(model, optimiser):
@@ -40,7 +42,9 @@ def test_a_step_that_is_not_finite_leaves_no_trace_but_a_count(bad):
     model, optimiser, update = make()
     alone = copy.deepcopy(model)
     twin_optimiser = optim.adamw(alone, OptimConfig(lr=0.1))
-    twin = Update(alone, twin_optimiser, OptimConfig(lr=0.1), precision.grad_scaler("fp32", CPU))
+    twin = Update(
+        alone, twin_optimiser, precision.grad_scaler("fp32", CPU), clip_norm=5.0, run=RunConfig()
+    )
     first, poison, last = batches(3)
     poison[0, 0] = bad
     for x in (first, last):
@@ -91,12 +95,12 @@ def test_gradients_of_several_batches_are_averaged_into_one_step():
     model = nn.Linear(3, 1)
     twin = copy.deepcopy(model)
     data = batches(4)
-    config = OptimConfig(accumulate=4, clip_norm=1e9)
-    update = Update(model, optim.adamw(model, config), config, precision.grad_scaler("fp32", CPU))
+    config, scaler = OptimConfig(), precision.grad_scaler("fp32", CPU)
+    run = RunConfig(accumulate=4)
+    update = Update(model, optim.adamw(model, config), scaler, clip_norm=1e9, run=run)
     done = [update(loss_of(model, x)) for x in data]
     assert done == [False, False, False, True]
-    whole = OptimConfig(clip_norm=1e9)
-    once = Update(twin, optim.adamw(twin, whole), whole, precision.grad_scaler("fp32", CPU))
+    once = Update(twin, optim.adamw(twin, config), scaler, clip_norm=1e9, run=RunConfig())
     assert once(loss_of(twin, torch.cat(data)))
     assert update.row()["grad_norm"] == pytest.approx(once.row()["grad_norm"], rel=1e-5)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):

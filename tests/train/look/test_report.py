@@ -33,7 +33,8 @@ def make_run(path, *, lr, steps=5, finished=True):
     path.mkdir(parents=True)
     settings = {
         "command": "dense-ssl",
-        "optim": {"lr": lr, "steps": 5},
+        "optim": {"lr": lr},
+        "run": {"steps": 5},
         "data": {"volumes": ["<a>"]},
     }
     (path / "config.json").write_text(json.dumps(settings))
@@ -92,7 +93,7 @@ def test_runs_share_axes_and_differences_stand_out(tmp_path):
     differing = page.words[
         page.words.index("Configuration") : page.words.index("keys that are equal")
     ]
-    assert "optim.lr" in differing and "0.25" in differing and "optim.steps" not in differing
+    assert "optim.lr" in differing and "0.25" in differing and "run.steps" not in differing
     assert page.count("tr", **{"class": "differs"}) == 1
     assert page.count("polyline") == 2 * 3  # one point makes a dot no eye finds, but no error
     highest = max(0.5, 0.25)

@@ -16,6 +16,7 @@ from em_train.look.pictures import TRUTH_COLOURS, palette
 from PIL import Image
 
 pytestmark = [
+    pytest.mark.processes,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Neuroglancer's server
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import zarr
 from em_data import VolumeFormatError
-from em_train.measure.reading import COLLATING, CUTTING, DECODING, READING, measure, print_speed
+from em_train.measure.reading import (
+    COLLATING,
+    CUTTING,
+    DECODING,
+    READING,
+    print_speed,
+    reading_speed,
+)
+
+pytestmark = pytest.mark.processes
 
 CROPS = {"stack_vx": (3, 32, 32), "cube_vx": (16, 16, 16)}
 
@@ -31,7 +40,7 @@ def check(found):
 
 def test_a_volume_read_in_blocks(store, capsys):
     began = time.monotonic()
-    found = measure(str(store), seconds=3, budget_bytes=2_500_000, **CROPS)
+    found = reading_speed(str(store), seconds=3, budget_bytes=2_500_000, **CROPS)
     assert time.monotonic() - began < 30  # 3.5 s on an idle machine
     check(found)
     for row in found["crops"]:
@@ -45,7 +54,7 @@ def test_a_volume_read_in_blocks(store, capsys):
 
 
 def test_a_volume_that_fits_is_held_whole(store):
-    found = measure(str(store), seconds=1, **CROPS)
+    found = reading_speed(str(store), seconds=1, **CROPS)
     check(found)
     assert found["reading it into memory (s)"] > 0
     for row in found["crops"]:
@@ -55,14 +64,14 @@ def test_a_volume_that_fits_is_held_whole(store):
 
 def test_crops_are_no_larger_than_the_volume(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 9, (4, 40, 50), np.uint8))
-    found = measure(str(tmp_path / "a.npy"), seconds=0.2)
+    found = reading_speed(str(tmp_path / "a.npy"), seconds=0.2)
     assert [row["crop"] for row in found["crops"]] == ["4 × 40 × 40", "4 × 40 × 50"]
 
 
 def test_what_cannot_be_measured_is_refused(store):
     with pytest.raises(ValueError, match=r"a cube of \(0, 1, 1\) voxels is empty"):
-        measure(str(store), cube_vx=(0, 1, 1))
+        reading_speed(str(store), cube_vx=(0, 1, 1))
     with pytest.raises(ValueError, match="0 seconds"):
-        measure(str(store), seconds=0)
+        reading_speed(str(store), seconds=0)
     with pytest.raises(VolumeFormatError, match="channel"):
-        measure(str(store), channel=3)
+        reading_speed(str(store), channel=3)

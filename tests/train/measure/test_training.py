@@ -2,7 +2,9 @@ import math
 from types import SimpleNamespace
 
 import torch
+from em_train.engine import optim
 from em_train.engine.optim import OptimConfig
+from em_train.engine.rehearsal import one_player
 from em_train.engine.run_config import RunConfig
 from em_train.measure import training
 from torch import nn
@@ -32,14 +34,23 @@ class Some:
 
 def recipe(seconds):
     def rehearse(config, device):
-        return nn.Linear(64, 64, bias=False), Slow(seconds), lambda n, b: n(b.raw).square().mean()
+        network = nn.Linear(64, 64, bias=False)
+        return one_player(
+            network,
+            Slow(seconds),
+            lambda n, b: n(b.raw).square().mean(),
+            optim.adamw(network, OptimConfig()),
+            clip_norm=5.0,
+            run=config.run,
+            device=device,
+        )
 
     return SimpleNamespace(rehearse=rehearse)
 
 
 def test_waiting_and_arithmetic_are_told_apart():
-    config = SimpleNamespace(run=RunConfig(device="cpu", precision="fp32"), optim=OptimConfig())
-    figures = training.measure(recipe(0.03), config, steps=3, rounds=2)
+    config = SimpleNamespace(run=RunConfig(device="cpu", precision="fp32"))
+    figures = training.training_speed(recipe(0.03), config, steps=3, rounds=2)
     found = {row["case"]: row["ours"] for row in figures["rows"]}
     assert found["samples/s with reading"] < 4 / 0.03
     assert found["samples/s without reading"] > found["samples/s with reading"]
@@ -49,3 +60,13 @@ def test_waiting_and_arithmetic_are_told_apart():
     assert 0 < found["model FLOP utilisation"] < 0.1
     assert figures["conditions"]["batch"] == 4 and figures["conditions"]["type"] == "float32"
     training.show("some", figures)
+
+
+def test_the_share_of_products_is_what_takes_the_time():
+    cpu, a, b = torch.device("cpu"), torch.randn(600, 600), torch.randn(600, 600)
+    assert training.product_share(lambda: a @ b, cpu) > 0.7
+    assert training.product_share(lambda: a.sin(), cpu) == 0
+    layers = nn.Sequential(nn.Conv2d(1, 32, 9), nn.Linear(64, 64))
+    image = torch.randn(4, 1, 72, 72)
+    share = training.product_share(lambda: layers(image).sum().backward(), cpu)
+    assert 0.5 < share < 1

@@ -22,6 +22,8 @@ from em_train.predict.block_job import BlockJob, BlockWriter
 from em_train.predict.crew import write_blocks
 from em_train.predict.dask_workers import DaskCrew
 
+pytestmark = pytest.mark.processes
+
 SHAPE = (16, 96, 96)
 TOY = """
     import os, time

@@ -15,8 +15,8 @@ import pytest
 import torch
 from em_data import Box, StoreExistsError, VolumeFormatError, grey_range, new_store, open_volume
 from em_models import Vit3d, Vit3dConfig
+from em_train.catalogue import RECIPES
 from em_train.cli import app
-from em_train.commands.use import PREDICTORS
 from em_train.engine.config import Layer, resolve
 from em_train.engine.reading import open_volumes
 from em_train.engine.run_folder import new_run
@@ -27,6 +27,8 @@ from em_train.predict import block_job, processes
 from em_train.predict import volume as prediction
 from em_train.recipes import mae, segment
 from typer.testing import CliRunner
+
+pytestmark = pytest.mark.processes
 
 SHAPE, SIZE = (40, 140, 140), (40.0, 8.0, 8.0)
 BLOCK = "32,128,128"
@@ -45,8 +47,7 @@ def run(tmp_path_factory):
     settings = {
         "data": {"volumes": [str(path / "v.zarr")], "labels": ["mito"], "patch_vx": 32},
         "model": {"unet": {"channels": [4, 6]}},
-        "optim": {"steps": 2},
-        "run": {"device": "cpu", "precision": "fp32"},
+        "run": {"steps": 2, "device": "cpu", "precision": "fp32"},
     }
     config = resolve(segment.Config, [Layer("test", settings)])
     assert segment.run(config, new_run(path / "run", config, "segment"))
@@ -118,7 +119,7 @@ def children(pid):
 
 def test_turned_tiles_are_the_mean_of_eight(run, tmp_path):
     np.save(tmp_path / "few.npy", open_volume(run / "v.zarr")[4:6, :, :])
-    raw, module = open_volume(tmp_path / "few.npy"), PREDICTORS["segment"]
+    raw, module = open_volume(tmp_path / "few.npy"), RECIPES["segment"].predict
     assert prediction.predict(
         *(module, run / "run", raw.source, tmp_path / "t.zarr"), outputs=["probabilities"], tta=True
     )
@@ -293,7 +294,7 @@ def test_vectors_of_patches_are_those_of_the_whole_map(tmp_path):
         Vit3dConfig(width=24, depth=1, heads=2, patch_vx=(4, 4, 4))
     )  # untrained will do
     em_models.save(encoder, tmp_path / "run" / "weights" / "encoder")
-    module = PREDICTORS["mae"]
+    module = RECIPES["mae"].predict
     for name, block_vx in {"a.zarr": None, "b.zarr": (16, 32, 64)}.items():
         assert prediction.predict(
             module,

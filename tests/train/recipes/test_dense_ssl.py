@@ -37,8 +37,8 @@ SMALL = {
     },
     "model": {"encoder": {"classes": 10, "pools": []}, "predictor_width": 8},
     "loss": {"classes_at_least": 8},
-    "optim": {"steps": 4, "warmup_steps": 1},
-    "run": {"log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
+    "optim": {"warmup_steps": 1},
+    "run": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
 }
 
 
@@ -79,13 +79,13 @@ def test_a_run_leaves_everything_a_person_looks_at(tmp_path):
         resolve(recipe.Config, [configuration.file_layer(path / "config.json", "dense-ssl")])
         == small()
     )
-    trained, settled = (em_models.load(path / "weights" / n) for n in ("unsettled", "encoder"))
+    trained, reclustered = (em_models.load(path / "weights" / n) for n in ("trained", "encoder"))
     state = checkpoint.load(path / "checkpoints")
     key = "module.encoder.prototypes"
     assert torch.equal(trained.prototypes, state["average"][key])
-    assert torch.equal(trained.convolutions[0].weight, settled.convolutions[0].weight)
-    assert not torch.equal(trained.embed.weight, settled.embed.weight), "stretched by texture"
-    assert not torch.equal(trained.prototypes, settled.prototypes) and settled.offset.any()
+    assert torch.equal(trained.convolutions[0].weight, reclustered.convolutions[0].weight)
+    assert not torch.equal(trained.embed.weight, reclustered.embed.weight), "stretched by texture"
+    assert not torch.equal(trained.prototypes, reclustered.prototypes) and reclustered.offset.any()
     assert not torch.equal(state["average"][key], state["networks"]["encoder.prototypes"])
 
 
@@ -276,7 +276,7 @@ def test_a_learned_target_is_the_teachers_embedding_of_the_unchanged_slice():
 def test_a_rehearsal_has_the_teacher_of_the_run(monkeypatch):
     monkeypatch.setattr(recipe, "losses", lambda networks, teacher, *_: {"loss": teacher})
     for wanted, taught in (({}, False), ({"target": "ema"}, True)):
-        networks, _, loss_of = recipe.rehearse(small(loss=wanted), torch.device("cpu"))
+        networks, _, _, loss_of = recipe.rehearse(small(loss=wanted), torch.device("cpu"))
         teacher = loss_of(networks, None)
         assert (teacher is not None) == taught
         assert teacher is not networks["encoder"] and not (taught and teacher.training)
@@ -467,8 +467,7 @@ def test_every_field_is_explained():
 def test_earlier_attempts_train_and_are_found_out(tmp_path, name):
     short = {
         "data": {"volumes": ["synthetic:shape=8x160x160,seed=1"], "batch_size": 2},
-        "optim": {"steps": 2},
-        "run": {"device": "cpu", "log_every": 1},
+        "run": {"steps": 2, "device": "cpu", "log_every": 1},
     }
     layers = [configuration.preset_layer(name, "dense-ssl"), Layer("test", short)]
     assert start(tmp_path / "run", resolve(recipe.Config, layers))

@@ -27,8 +27,8 @@ SMALL = {
         "encoder": {"width": 48, "depth": 2, "heads": 2, "patch_vx": [2, 8, 8]},
         "decoder": {"width": 24, "depth": 1, "heads": 2},
     },
-    "optim": {"steps": 4, "warmup_steps": 1},
-    "run": {"log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
+    "optim": {"warmup_steps": 1},
+    "run": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
 }
 
 
@@ -84,7 +84,7 @@ def test_the_loss_is_made_of_its_parts_and_recomputing_changes_nothing(tmp_path)
 
 def test_betas_and_rehearsal():
     config = small()
-    networks, loader, loss_of = recipe.rehearse(config, torch.device("cpu"))
+    networks, loader, _, loss_of = recipe.rehearse(config, torch.device("cpu"))
     batch = next(iter(loader.batches(0, 1)))
     loss = loss_of(networks, batch)
     terms = recipe.losses(networks, batch, config)

@@ -40,8 +40,8 @@ SMALL = {
         "unet": {"channels": [4, 6, 8]},
         "unet3d": {"channels": [3, 4], "kernels_z": [1, 3], "strides_z": [1]},
     },
-    "optim": {"steps": 4, "warmup_steps": 1},
-    "run": {"log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
+    "optim": {"warmup_steps": 1},
+    "run": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
 }
 
 
@@ -140,7 +140,7 @@ def test_it_learns(tmp_path, disks):
     ids=["softmax", "2.5D", "3D", "augmented"],
 )
 def test_every_kind_runs(tmp_path, settings):
-    settings = {"optim": {"steps": 2}, **settings}
+    settings = {"run": {"steps": 2}, **settings}
     assert start(tmp_path / "run", small(**settings))
     rows = measured(tmp_path / "run")
     assert all(math.isfinite(value) for row in rows for value in row.values())
@@ -243,8 +243,7 @@ def pretrained(tmp_path_factory):
                         "encoder": {"channels": [4] * 6, "embedding": 5, "classes": 10, "pools": []}
                     },
                     "loss": {"classes_at_least": 8, "feature_weight": 0},
-                    "optim": {"steps": 1},
-                    "run": {"device": "cpu"},
+                    "run": {"steps": 1, "device": "cpu"},
                 },
             )
         ],
@@ -260,7 +259,8 @@ def test_the_encoder_of_a_dense_ssl_run_guides(tmp_path, pretrained, frozen):
     more = {"run": {"init": str(pretrained)}, "model": {"freeze_guide": frozen}}
     layers += [Layer("--init", networks.guide_of(str(pretrained), data)), Layer("test", more)]
     config = resolve(
-        recipe.Config, [*layers, Layer("steps", {"optim": {"steps": 2, "layer_decay": 0.5}})]
+        recipe.Config,
+        [*layers, Layer("steps", {"optim": {"layer_decay": 0.5}, "run": {"steps": 2}})],
     )
     assert config.model.unet.guide.embedding == 5
     assert start(tmp_path / "run", config)
@@ -288,7 +288,7 @@ def test_a_series_that_was_stopped_goes_on_with_its_guide(tmp_path, disks, pretr
     arguments = [
         *("segment", "--data", str(disks), "--labels", "discs", "--slices", "1,2"),
         *("--init", str(pretrained), "--out", str(out), "--set", "data.patch_vx=64"),
-        *("--set", "data.batch_size=2", "--set", "optim.steps=1", "--set", "run.device=cpu"),
+        *("--set", "data.batch_size=2", "--set", "run.steps=1", "--set", "run.device=cpu"),
     ]
     monkeypatch.setattr(sys, "argv", ["emtrain", *arguments])
     with monkeypatch.context() as stopped:
@@ -310,7 +310,7 @@ def test_a_series_that_was_stopped_goes_on_with_its_guide(tmp_path, disks, pretr
     # Once more it needs nothing that was typed; other settings are not put beside these.
     short = ["segment", "--slices", "1,2", "--out", str(out), "--resume"]
     assert CliRunner().invoke(app, short, catch_exceptions=False).exit_code == 0
-    for other in (["--set", "optim.steps=2"], ["--init", str(tmp_path)]):
+    for other in (["--set", "run.steps=2"], ["--init", str(tmp_path)]):
         told = CliRunner().invoke(app, [*short, *other])
         assert "slices-2 was started with another configuration" in str(told.exception), told.output
 
@@ -400,7 +400,7 @@ def test_labels_of_another_voxel_size_or_place_are_refused(tmp_path, disks):
 def test_patches_without_a_labelled_pixel_change_nothing(disks):
     """A value of the labels that says not labelled: such pixels have no gradient."""
     config = small(data={"volumes": [str(disks)], "labels": ["discs"], "ignore": 9})
-    networks, loader, _ = recipe.rehearse(config, torch.device("cpu"))
+    networks, loader, *_ = recipe.rehearse(config, torch.device("cpu"))
     classes = recipe.open_data(config.data)[2]
     batch = next(iter(loader.batches(0, 1)))
     batch.labels.fill_(9)
@@ -416,7 +416,7 @@ def test_the_command(tmp_path, disks):
         "data.patch_vx=32",
         "data.samples_per_epoch=4",
         "data.batch_size=2",
-        "optim.steps=2",
+        "run.steps=2",
     ]
     settings += ["model.unet.channels=[4, 6]", "run.device=cpu"]
     options = [part for setting in settings for part in ("--set", setting)]

@@ -40,8 +40,7 @@ def run(tmp_path_factory):
             "split": {"z": [4, 5]},
         },
         "model": {"unet": {"channels": [4, 6]}},
-        "optim": {"steps": 2},
-        "run": {"device": "cpu"},
+        "run": {"steps": 2, "device": "cpu"},
     }
     config = resolve(recipe.Config, [Layer("test", settings)])
     assert recipe.run(config, new_run(path / "run", config, "segment"))
@@ -188,7 +187,7 @@ def test_the_help_says_what_is_looked_at():
 
 def test_instances_of_another_kind_of_run_are_refused(run, tmp_path):
     (tmp_path / "config.json").write_text('{"command": "dense-ssl"}')
-    with pytest.raises(ValueError, match="--instances judges segmentations"):
+    with pytest.raises(ValueError, match="--instances would change nothing: .* run of"):
         invoke(tmp_path, "--data", run / "v.zarr", "--instances", "mito")
     with pytest.raises(ValueError, match="'cell'; wanted one of mito"):
         invoke(run / "run", "--data", run / "v.zarr", "--instances", "between:cell")

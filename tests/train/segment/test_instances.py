@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from em_train.segment.instances import (
-    Wanted,
+    Subject,
     components,
     divide,
     grown_together,
@@ -109,6 +109,6 @@ def test_how_wide_borders_are_drawn_says_nothing_about_the_cells():
     found[4] = False  # a hole joins them
     score = judge_instances([overlaps(*divide(found, labels, everywhere, between=True))])
     assert score.voi_split == 0 and score.voi_merge == pytest.approx(1)
-    assert Wanted.of("mito", ("membrane", "mito")) == (1, False)
+    assert Subject.of("mito", ("membrane", "mito")) == (1, False)
     with pytest.raises(ValueError, match="'cell'; wanted one of membrane, mito"):
-        Wanted.of("between:cell", ("membrane", "mito"))
+        Subject.of("between:cell", ("membrane", "mito"))

@@ -30,8 +30,7 @@ def run(tmp_path_factory):
     settings = {
         "data": {"volumes": [str(path / "v.zarr")], "labels": ["membrane", "mito"], "patch_vx": 32},
         "model": {"unet": {"channels": [4, 6]}},
-        "optim": {"steps": 2},
-        "run": {"device": "cpu", "precision": "fp32"},
+        "run": {"steps": 2, "device": "cpu", "precision": "fp32"},
     }
     config = resolve(recipe.Config, [Layer("test", settings)])
     assert recipe.run(config, new_run(path / "run", config, "segment"))

@@ -9,7 +9,13 @@ from em_train.segment.loss import LossConfig
 from em_train.segment.metrics import best_thresholds
 from em_train.segment.report import CASE_VX, Case, examine, panels
 from em_train.segment.tiles import predict_logits
-from em_train.segment.validation import Window, check_classes, choose_windows, measure, slices_of
+from em_train.segment.validation import (
+    Window,
+    check_classes,
+    choose_windows,
+    score_windows,
+    slices_of,
+)
 
 CPU, NAMES = torch.device("cpu"), ("a", "b")
 
@@ -56,7 +62,7 @@ def test_slices_in_pieces_are_counted_once():
 def test_the_loss_is_that_of_all_windows_together(world):
     windows, model, masks, _ = world
     config = LossConfig()
-    found = measure(model, windows, config, CPU, "fp32")
+    found = score_windows(model, windows, config, CPU, "fp32")
     logits = torch.cat(
         [predict_logits(model, *w[:2], w.box, CPU, "fp32").transpose(0, 1) for w in windows]
     )

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -36,8 +34,10 @@ from em_data.augment.warp import WarpConfig
 from em_data.geometry import Float3, Int3
 from em_data.synthetic import SyntheticConfig, render
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 BATCH = 8
 CASES: dict[str, tuple[str, Int3, Float3]] = {
@@ -73,11 +73,7 @@ def main() -> None:
             },
             "versions": {m.__name__: m.__version__ for m in (np, torch)},
         }
-        machine = (
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        )
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
     if options.picture:
         draw(options.picture)
 
@@ -213,7 +209,7 @@ def show(rows: list[Row]) -> None:
         table.add_row(
             row["case"], row["unit"], f"{row['ours']:.2f}", f"{low:.2f} – {high:.2f}", *others
         )
-    Console(width=140).print(table)
+    print_table(table, width=140)
 
 
 def draw(path: Path) -> None:

@@ -16,10 +16,9 @@ bytes of the crops once, and copying them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
@@ -34,9 +33,11 @@ import zarr
 from em_data import CubeConfig, Key, PlaceSampler, choose_sampler, describe, open_volume
 from em_data.loader import Loader
 from numcodecs import Zstd
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 BATCH = 8
 CHUNK = 64
@@ -68,11 +69,7 @@ def main() -> None:
             "threads": 2,
             "versions": {m.__name__: m.__version__ for m in (np, zarr, torch)},
         }
-        machine = (
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        )
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
 
 
 def make_volume(path: Path, budget: int) -> None:
@@ -270,7 +267,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         ]
         duplicates = f"{row['near_duplicates_ours']:.1%}, independent {row['near_duplicates_independent']:.1%}"
         table.add_row(row["case"], row["unit"], f"{row['ours']:,.0f}", *cells, duplicates)
-    Console(width=160).print(table)
+    print_table(table, width=160)
 
 
 if __name__ == "__main__":

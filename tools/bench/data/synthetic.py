@@ -10,9 +10,8 @@ it is found: in the folder that EM_REAL_DATA names, or in ../shared/data beside 
 """
 
 import argparse
-import json
 import os
-import platform
+import sys
 import time
 from pathlib import Path
 
@@ -23,8 +22,10 @@ from em_data.synthetic import CLASSES, SyntheticConfig, render
 from em_train.judge.baselines import grey_centres, grey_codes
 from em_train.judge.codes import nmi
 from em_train.look import pictures
-from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 K = 50
 LIMIT = 0.15
@@ -56,10 +57,7 @@ def main() -> None:
             "speed": "processor time of one render, one thread",
             "numpy": np.__version__,
         }
-        cores, python = os.cpu_count(), platform.python_version()
-        machine = f"{platform.machine()}, {cores} cores, Python {python}"
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
     if options.picture:
         draw(SyntheticConfig(), options.picture)
 
@@ -126,7 +124,7 @@ def show(rows: list[Row]) -> None:
             f"{row[key]:.3f}" if key in row else "" for key in ("ours", "least", "most", *others)
         ]
         table.add_row(str(row["case"]), str(row["unit"]), *cells)
-    Console().print(table)
+    print_table(table)
 
 
 def draw(config: SyntheticConfig, path: Path) -> None:

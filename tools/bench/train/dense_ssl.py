@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,10 +29,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 EMTRAIN = Path(sys.executable).with_name("emtrain")
 REPOSITORY = Path(__file__).parents[3]
@@ -67,9 +67,9 @@ TABLES: dict[str, dict[str, Settings]] = {
         "zero padding": PADDED,
         "zero padding, target not turned": (*PADDED, "data.turn_target=false"),
         "target not turned": ("data.turn_target=false",),
-        "linear head": ("model.encoder.head=linear", "model.settle=false"),
-        "not settled": ("model.settle=false",),
-        "settled without texture": ("model.settle_texture=0",),
+        "linear head": ("model.encoder.head=linear", "model.recluster=false"),
+        "not reclustered": ("model.recluster=false",),
+        "reclustered without texture": ("model.recluster_texture=0",),
         "no context": ("loss.context_weight=0",),
         "no second view": ("loss.view_weight=0",),
         "no InfoNCE": ("loss.contrast_weight=0",),
@@ -130,8 +130,7 @@ def main() -> None:
     rows = [row for volume in options.volumes for row in measure(volume, options)]
     show(rows, box.MARKDOWN if options.markdown else box.HEAVY_HEAD)
     if options.json:
-        found = {"machine": machine(), "conditions": conditions(options), "rows": rows}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        write(options.json, conditions(options), rows)
 
 
 def vnc(choose: bool) -> tuple[list[str], list[str]]:
@@ -191,7 +190,7 @@ def measure(volume: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
             if not done.exists():
                 settings = [*fixed, *options.set, f"run.seed={seed}"]
                 if options.steps:
-                    settings.append(f"optim.steps={options.steps}")
+                    settings.append(f"run.steps={options.steps}")
                 seconds = train(run, address, variants[name], settings)
                 if options.audit_steps:
                     emtrain(
@@ -316,7 +315,7 @@ def show(rows: Sequence[dict[str, Any]], frame: box.Box) -> None:
         cells.append(" ".join(f"{statistics.fmean(each):.2f}" for each in classes))
         seconds = spread([row["train_s"] for row in own if "train_s" in row], "{:.0f}")
         table.add_row(case, str(len(own)), *cells, seconds, "; ".join(sorted(verdicts)))
-    Console(width=240).print(table)
+    print_table(table, width=240)
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
@@ -332,20 +331,11 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     return form.format(mean) + (f" ± {form.format(farthest)}" if len(values) > 1 else "")
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def conditions(options: argparse.Namespace) -> dict[str, Any]:
     named = {
         key: value for key, value in vars(options).items() if key not in ("json", "out", "list")
     }
-    return named | {"threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    return named | {"threads of a run": os.environ.get("OMP_NUM_THREADS", "all")}
 
 
 if __name__ == "__main__":

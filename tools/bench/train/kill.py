@@ -3,9 +3,9 @@
     python tools/bench/train/kill.py --json kills.json
     python tools/bench/train/kill.py --quick
 
-kills     kill -9 of one or all processes of runs of one and two ranks, at least one new checkpoint
-          between two kills: no checkpoint may be corrupt, nobody may stay behind, and the finished
-          run must equal the one that was left alone, bit for bit.
+kills     kill -9 of one or all processes of runs of every recipe with one and two ranks, at least one
+          new checkpoint between two kills: no checkpoint may be corrupt, nobody may stay behind, and
+          the finished run must equal the one that was left alone, bit for bit.
 signals   SIGTERM and SIGUSR1 at random steps: a checkpoint and exit code 75 in less than 20 s.
 elastic   a worker of `emtrain --processes 2` is killed: going on within one restart; and the launcher
           itself: no worker stays behind.
@@ -23,7 +23,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # no threads before a fork
 import argparse
 import importlib
 import json
-import platform
 import random
 import signal
 import socket
@@ -41,29 +40,43 @@ from em_losses import kernels_in_use
 from em_train import cli
 from em_train.engine import checkpoint
 from em_train.engine.stop import SAVED
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import show, write
 
 # Imported before the forks, because a run imports them.
 HEAVY = (
-    "em_train.recipes.dense_ssl",
+    *("em_train.recipes.dense_ssl", "em_train.recipes.segment", "em_train.recipes.mae"),
     "em_train.engine.launch",
     "torch._dynamo",
     "PIL.PngImagePlugin",
 )
 KERNELS = ("em_kernels.entropy", "em_kernels.divergence", "em_kernels.crops")
-SETTINGS = (
-    *(
-        "data.batch_size=2",
-        "data.stack.size_vx=61",
-        "model.encoder.pools=[]",
-        "model.encoder.classes=8",
-    ),
-    *("model.predictor_width=8", "loss.classes_at_least=6", "run.device=cpu", "run.log_every=1"),
-    *("run.checkpoint_every=1", "run.picture_every=100000", "optim.ema_decay_end=1.0"),
+ENGINE = (
+    *("run.device=cpu", "run.log_every=1", "run.checkpoint_every=1", "run.picture_every=100000"),
+    *("run.ema_decay_end=1.0", "data.batch_size=2"),
 )
-CLOCK = ("slices_per_s", "waiting")  # what depends on the time of day
+# The least that each recipe trains with.
+SETTINGS = {
+    "dense-ssl": (
+        *("data.stack.size_vx=61", "model.encoder.pools=[]", "model.encoder.classes=8"),
+        *("model.predictor_width=8", "loss.classes_at_least=6"),
+    ),
+    "segment": (
+        *("data.patch_vx=32", "data.depth_vx=2", "data.samples_per_epoch=8"),
+        *("model.unet.channels=[4,6,8]", "model.unet3d.channels=[3,4]"),
+        *("model.unet3d.kernels_z=[1,3]", "model.unet3d.strides_z=[1]"),
+    ),
+    "mae": (
+        *("data.cube.size_vx=[4,32,32]", "data.checked_cubes=2", "data.samples_per_epoch=8"),
+        *("data.split.last_z=0.35", "model.encoder.width=24", "model.encoder.depth=1"),
+        *("model.encoder.heads=2", "model.encoder.patch_vx=[2,8,8]", "model.decoder.width=12"),
+        *("model.decoder.depth=1", "model.decoder.heads=2"),
+    ),
+}
+LABELS = ("--labels", "membrane=classes@1", "--labels", "mitochondria=classes@2")
+CLOCK = ("_per_s", "waiting")  # how names of what depends on the time of day end
 SAVE_S = 20.0  # between a signal and the exit
 ENDS_S = 30.0  # between the death of one process and the end of the others
 STARTS_S = 120.0  # between a start and the first new checkpoint, on a busy machine
@@ -71,7 +84,8 @@ STARTS_S = 120.0  # between a start and the first new checkpoint, on a busy mach
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--recipe", choices=[*SETTINGS, "all"], default="all", help="of kills")
+    parser.add_argument("--kills", type=int, default=50, help="of each recipe, with 1 and 2 ranks")
     parser.add_argument("--signals", type=int, default=50)
     parser.add_argument("--elastic", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="a few of each")
@@ -79,27 +93,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     if options.quick:
-        options.kills, options.signals, options.elastic = 6, 4, 1
+        options.kills, options.signals, options.elastic = 1, 4, 1
     rng = random.Random(options.seed)
     for name in HEAVY + (KERNELS if kernels_in_use() else ()):
         importlib.import_module(name)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         arena = Arena(Path(folder), rng, steps=8 if options.quick else 60)
-        half = options.kills // 2
-        rows = kill_runs(arena, half, ranks=1) + kill_runs(arena, options.kills - half, ranks=2)
+        recipes = [*SETTINGS] if options.recipe == "all" else [options.recipe]
+        rows = [
+            kill_runs(arena, recipe, options.kills, ranks) for recipe in recipes for ranks in (1, 2)
+        ]
         rows += ask_runs(arena, options.signals)
         rows += kill_workers(arena, options.elastic)
     show(rows)
     if options.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
         conditions = {
             "seed": options.seed,
-            "settings": SETTINGS,
+            "settings": {"all": ENGINE, **SETTINGS},
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
     sys.exit(any(not row["held"] for row in rows))
 
 
@@ -108,22 +122,25 @@ class Arena:
 
     def __init__(self, folder: Path, rng: random.Random, steps: int) -> None:
         self.folder, self.rng, self.steps = folder, rng, steps
-        voxels = np.random.default_rng(0).integers(0, 255, (8, 96, 96), np.uint8)
+        voxels = np.random.default_rng(0).integers(0, 255, (12, 96, 96), np.uint8)
         np.save(folder / "raw.npy", voxels)
         self._count = 0
 
-    def new_run(self) -> Path:
+    def new_run(self, recipe: str = "dense-ssl") -> Path:
         """A path for a run."""
         self._count += 1
-        return self.folder / f"run-{self._count}"
+        return self.folder / f"{recipe}-{self._count}"
 
     def arguments(self, run: Path, steps: int | None = None) -> list[str]:
         """The command that begins a run, or goes on with it."""
-        settings = [*SETTINGS, f"optim.steps={steps or self.steps}", "optim.warmup_steps=2"]
-        sets = [part for setting in settings for part in ("--set", setting)]
+        recipe = run.name.rpartition("-")[0]
+        settings = [*ENGINE, *SETTINGS[recipe], f"run.steps={steps or self.steps}"]
+        sets = [part for one in (*settings, "optim.warmup_steps=2") for part in ("--set", one)]
         data = ["--data", str(self.folder / "raw.npy")]
+        if recipe == "segment":
+            data = ["--data", "synthetic:shape=10x80x80,seed=1", *LABELS]
         again = ["--resume"] if (run / "config.json").exists() else []
-        return ["dense-ssl", *data, "--out", str(run), *sets, *again]
+        return [recipe, *data, "--out", str(run), *sets, *again]
 
     def fork(self, run: Path, ranks: int, steps: int | None = None) -> list[int]:
         """Start the processes of a run."""
@@ -192,18 +209,18 @@ def ended(process: int, codes: dict[int, int]) -> bool:
     return process in codes
 
 
-def kill_runs(arena: Arena, kills: int, ranks: int) -> list[dict[str, Any]]:
+def kill_runs(arena: Arena, recipe: str, kills: int, ranks: int) -> dict[str, Any]:
     """Kill runs of so many ranks until they were killed so often, then let the last one finish."""
-    alone = arena.new_run()
+    alone = arena.new_run(recipe)
     codes: dict[int, int] = {}
     for process in (started := arena.fork(alone, ranks)):
         wait_until(lambda p=process: ended(p, codes), 600)  # type: ignore[misc]
     assert [codes[p] for p in started] == [0] * ranks, arena.errors(alone)
     done = corrupt = orphans = finished = different = 0
-    bar = iter(track(range(kills), description=f"kill -9, ranks: {ranks}"))
+    bar = iter(track(range(kills), description=f"kill -9, {recipe}, ranks: {ranks}"))
     next(bar, None)
     while done < kills:
-        run, reached = arena.new_run(), -1
+        run, reached = arena.new_run(recipe), -1
         while True:
             processes, codes = arena.fork(run, ranks), {}
             checkpoints = run / "checkpoints"
@@ -243,19 +260,17 @@ def kill_runs(arena: Arena, kills: int, ranks: int) -> list[dict[str, Any]]:
         finished += 1
         different += not same(alone, run)
     next(bar, None)
-    return [
-        {
-            "case": f"kill -9, ranks: {ranks}",
-            "unit": "of",
-            "ours": done,
-            "corrupt checkpoints": corrupt,
-            "left behind": orphans,
-            "finished runs": finished,
-            "of them not bit-identical": different,
-            "limit": kills,
-            "held": done >= kills and not (corrupt or orphans or different) and finished > 0,
-        }
-    ]
+    return {
+        "case": f"kill -9, {recipe}, ranks: {ranks}",
+        "unit": "of",
+        "ours": done,
+        "corrupt checkpoints": corrupt,
+        "left behind": orphans,
+        "finished runs": finished,
+        "of them not bit-identical": different,
+        "limit": kills,
+        "held": done >= kills and not (corrupt or orphans or different) and finished > 0,
+    }
 
 
 def count_corrupt(checkpoints: Path) -> int:
@@ -273,14 +288,17 @@ def same(a: Path, b: Path) -> bool:
     """Whether two finished runs measured and learned the same, bit for bit."""
     rows = [
         [
-            {key: value for key, value in json.loads(line).items() if key not in CLOCK}
+            {key: value for key, value in json.loads(line).items() if not key.endswith(CLOCK)}
             for line in (run / "metrics.jsonl").read_text().splitlines()
         ]
         for run in (a, b)
     ]
     states = [checkpoint.load(run / "checkpoints") for run in (a, b)]
-    weights = [(run / "weights/encoder/model.safetensors").read_bytes() for run in (a, b)]
-    return rows[0] == rows[1] and equal(*states) and weights[0] == weights[1]
+    weights = [
+        {str(w.relative_to(run)): w.read_bytes() for w in run.rglob("*.safetensors")}
+        for run in (a, b)
+    ]
+    return rows[0] == rows[1] and equal(*states) and weights[0] == weights[1] != {}
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -394,16 +412,6 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("case", "held", "of", "what else")
-    for row in rows:
-        known = {"case", "unit", "ours", "limit", "held"}
-        rest = ", ".join(f"{key}: {value}" for key, value in row.items() if key not in known)
-        mark = "" if row["held"] else "  FAILED"
-        table.add_row(row["case"], f"{row['ours']}{mark}", str(row["limit"]), rest)
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from em_data import Box, new_store, open_volume
 from em_train.cli import app
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 NAMES = {"membrane": "membranes", "mitochondria": "mitochondria"}
 SEEN_Z, CHOOSE, SCORE = 12, "10:12", "12:16"
@@ -76,8 +77,7 @@ def main() -> None:
     if options.png:
         draw(rows, options.png)
     if options.json:
-        report = {"machine": machine(), "conditions": conditions(init, options), "rows": rows}
-        options.json.write_text(json.dumps(report | {"runs": runs}, indent=2) + "\n")
+        write(options.json, conditions(init, options), rows, runs=runs)
 
 
 def cut_labels(stacks: Path, folder: Path) -> dict[str, Path]:
@@ -96,7 +96,7 @@ def cut_labels(stacks: Path, folder: Path) -> dict[str, Path]:
 def pretrain(stacks: Path, path: Path, steps: int) -> Path:
     """A dense-ssl run without labels."""
     if not (path / "weights" / "encoder" / "config.json").exists():
-        settings = [f"data.z=[0,{SEEN_Z}]", f"optim.steps={steps}", *keys("run", COMMON)]
+        settings = [f"data.z=[0,{SEEN_Z}]", f"run.steps={steps}", *keys("run", COMMON)]
         volumes = (stacks / "raw", stacks / "raw_unlabelled")
         emtrain(
             "dense-ssl",
@@ -180,7 +180,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             for name in ("dice", "iou", "boundary_f1")
         ]
         table.add_row(row["class"], str(row["slices"]), row["init"], *cells)
-    Console(width=120).print(table)
+    print_table(table, width=120)
 
 
 def conditions(init: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -190,7 +190,6 @@ def conditions(init: Path, options: argparse.Namespace) -> dict[str, Any]:
         "volume": "vnc_sstem, trained on some of z 0–8, chosen on z 10–11, scored on z 12–15",
         "steps": options.steps,
         "seeds": options.seeds,
-        "threads": torch.get_num_threads(),
         "dense-ssl": {
             "steps": settings["optim"]["steps"],
             "z": settings["data"]["z"],
@@ -198,10 +197,6 @@ def conditions(init: Path, options: argparse.Namespace) -> dict[str, Any]:
             "pixel_nm": settings["data"]["pixel_nm"],
         },
     }
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 # The picture -------------------------------------------------------------------------------------

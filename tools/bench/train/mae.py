@@ -19,9 +19,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch is imported
 
 import argparse
-import json
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,15 +33,17 @@ from em_losses import kernels_in_use
 from em_models import Mae, MaeConfig, Voxels, mae_size
 from em_train.engine import optim, precision
 from em_train.engine.optim import OptimConfig
+from em_train.engine.run_config import RunConfig
 from em_train.engine.update import Update
 from em_train.mae.estimate import estimate
 from em_train.mae.validation import error_of
 from em_train.measure.training import peak_speed
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import show, write
 
 Row = dict[str, Any]
 OURS = ("patchify", "reconstruction", "randperm", "argsort", "aten::sort")  # beside the networks
@@ -81,12 +82,7 @@ def main() -> None:
         rows += measure(case, turns, listed=options.profile)
     show(rows)
     if options.json:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        machine = (
-            f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}"
-        )
         conditions = {
-            "threads": options.threads,
             "turns": turns,
             "patch_vx": [8, 8, 8],
             "hidden_share": 0.75,
@@ -94,8 +90,7 @@ def main() -> None:
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "unset"),
         }
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
 
 
 def cases(quick: bool) -> list[Case]:
@@ -166,7 +161,7 @@ def our_step(config: MaeConfig, case: Case) -> Callable[[], None]:
     settings = OptimConfig(clip_norm=1.0, weight_decay=0.05)
     optimiser = optim.adamw(model, settings)
     scaler = precision.grad_scaler("fp32", device)
-    update = Update(model, optimiser, settings, scaler)
+    update = Update(model, optimiser, scaler, clip_norm=1.0, run=RunConfig())
     raw = torch.randint(0, 256, (case.batch, 1, *case.cube_vx), dtype=torch.uint8, device=device)
     scale, shift = torch.full((case.batch,), 1 / 255, device=device), raw.new_zeros(case.batch)
     voxels = Voxels(raw, scale, shift.float())
@@ -211,9 +206,8 @@ def videomae_step(config: MaeConfig, case: Case) -> Callable[[], None] | None:
         )
     ).to(device)
     settings = OptimConfig(clip_norm=1.0, weight_decay=0.05)
-    update = Update(
-        peer, optim.adamw(peer, settings), settings, precision.grad_scaler("fp32", device)
-    )
+    scaler = precision.grad_scaler("fp32", device)
+    update = Update(peer, optim.adamw(peer, settings), scaler, clip_norm=1.0, run=RunConfig())
     z, y, x = case.cube_vx
     pixels = torch.rand(case.batch, z, 1, y, x, device=device)
     tokens = (z // patch[0]) * (y // patch[1]) * (x // patch[2])
@@ -307,15 +301,6 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def show(rows: list[Row]) -> None:
-    """Print the figures."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*keys)
-    for row in rows:
-        table.add_row(*(str(row.get(key, "")) for key in keys))
-    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -38,7 +38,6 @@ from em_data.loader import Batch
 from em_data.sampler.places import whole
 from em_models import UNet, UNetConfig, count_parameters
 from em_train.engine import precision
-from em_train.engine.atomic import replacing
 from em_train.engine.config import Layer, resolve
 from em_train.engine.optim import Schedule, adamw
 from em_train.recipes import segment as recipe
@@ -46,9 +45,11 @@ from em_train.segment.labels import Classes
 from em_train.segment.metrics import best_thresholds
 from em_train.segment.report import examine
 from em_train.segment.validation import Window, choose_windows, measure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 FIT, CHOOSE, SCORE = (0, 9), (10, 12), (12, 16)
 CLASSES = Classes(names=("membrane", "mitochondria"), exclusive=True)
@@ -145,10 +146,8 @@ class Record:
     def write(self) -> None:
         """Write everything, whole or not at all."""
         if self.path is not None:
-            report = {"machine": machine(), "conditions": self.conditions, "rows": self.rows}
-            report |= {"speeds": self.speeds, "trainings": self.trainings}
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(report, indent=2) + "\n")
+            more = {"speeds": self.speeds, "trainings": self.trainings}
+            write(self.path, self.conditions, self.rows, **more)
 
 
 def available() -> dict[str, Network]:
@@ -227,8 +226,8 @@ class World:
         """One training, with the scores of what did best on the slices to choose on."""
         torch.manual_seed(seed)
         more = {
-            "optim": {"lr": rate, "steps": steps, "warmup_steps": min(50, steps // 4)},
-            "run": {"seed": seed},
+            "optim": {"lr": rate, "warmup_steps": min(50, steps // 4)},
+            "run": {"seed": seed, "steps": steps},
         }
         config = resolve(
             recipe.Config, [Layer("peers", dataclasses.asdict(self.config)), Layer("run", more)]
@@ -236,7 +235,7 @@ class World:
         networks = nn.ModuleDict({"network": make()})
         networks.to(memory_format=ORDERS[channels_last])
         optimiser = adamw(networks, config.optim)
-        schedule = Schedule(optimiser, config.optim)
+        schedule = Schedule(optimiser, config.optim, config.run.steps)
         best: tuple[float, dict[str, Tensor], Any] = (-1.0, {}, None)
         curve = {}
         clock = time.process_time()
@@ -326,7 +325,7 @@ class World:
                     table.add_row(
                         kind.key, f"{own_time / steps / 1e3:.1f}", f"{own_time / total:.0%}"
                     )
-                Console(width=100).print(table)
+                print_table(table, width=100)
 
     def conditions(self) -> dict[str, Any]:
         """What the figures hold for."""
@@ -385,10 +384,6 @@ def rows_of(
     return rows
 
 
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-
-
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table("class", "network", "Dice", "IoU", "boundary F1", "lr", "img/s", "parameters")
     for row in sorted(rows, key=lambda row: row["class"]):
@@ -400,7 +395,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["class"], row["network"], *cells, f"{row['lr']:g}", speed, f"{row['parameters']:,}"
         )
-    Console(width=140).print(table)
+    print_table(table, width=140)
 
 
 def show_speeds(speeds: dict[str, dict[str, Any]]) -> None:
@@ -410,7 +405,7 @@ def show_speeds(speeds: dict[str, dict[str, Any]]) -> None:
         order = "last" if speed["channels_last"] else "first"
         cells = (f"{speed['images_per_s']:.1f}", f"{low:.1f}–{high:.1f}", order)
         table.add_row(name, *cells, f"{speed['parameters']:,}")
-    Console(width=140).print(table)
+    print_table(table, width=140)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 
 bytes     other blocks, two processes, two Dask workers: the hash of all voxel files is that of one
           process that was left alone.
-kills     kill -9 of workers and of the whole job at random instants, with processes and with Dask:
-          the same hash, no block that had its marker begun again, nobody left behind.
+kills     kill -9 of workers and of the whole job at random instants, with processes, with Dask and of
+          one process alone: the same hash, no block that had its marker begun again, nobody left
+          behind.
 missing   a block that disappears: a non-zero exit code, and no store.
 seams     the error against one run of the network on whole slices, at the borders of tiles and blocks
           and inside.
@@ -25,14 +26,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import hashlib
 import json
-import platform
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,15 @@ from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import new_run
 from em_train.predict import volume as predict
 from em_train.recipes import segment
-from rich.console import Console
-from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import show, write
 
 MODULE = "em_train.segment.predict"
 SIZE_NM = (8.0, 8.0, 8.0)
 SETTINGS = {
     "model": {"unet": {"channels": [4, 8, 8]}},
-    "optim": {"steps": 30},
-    "run": {"device": "cpu", "precision": "fp32"},
+    "run": {"steps": 30, "device": "cpu", "precision": "fp32"},
 }
 # The recipe's own plan, with a line in a file for every block that is begun.
 LOGGED = """
@@ -77,13 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=20, help="kills of workers, of each crew")
     parser.add_argument("--jobs", type=int, default=5, help="kills of the job, of each crew")
+    parser.add_argument("--alone", type=int, default=50, help="kills of one process")
     parser.add_argument("--quick", action="store_true", help="a small volume, a few kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     shape = (512, 512, 512)
     if options.quick:
-        options.workers, options.jobs, shape = 2, 1, (64, 320, 320)
+        options.workers, options.jobs, options.alone, shape = 2, 1, 2, (64, 320, 320)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         arena = Arena(Path(folder), random.Random(options.seed), shape)
@@ -93,20 +94,19 @@ def main() -> None:
             lambda: [measure_seams(arena)],
             lambda: measure_memory(arena),
             lambda: [kill(arena, {"processes": 2}, options.workers, options.jobs)],
+            lambda: [kill_alone(arena, options.alone)],
             lambda: [lose_block(arena)],
             lambda: [kill(arena, {"dask": "local:2"}, options.workers, options.jobs)],
         ):
             rows += part()
             if options.json:  # after every part: all of them take a while
-                machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
                 conditions = {
                     "shape": shape,
                     "seed": options.seed,
                     "settings": SETTINGS,
                     "minutes": round((time.monotonic() - began) / 60, 1),
                 }
-                report = {"machine": machine, "conditions": conditions, "rows": rows}
-                options.json.write_text(json.dumps(report, indent=2) + "\n")
+                write(options.json, conditions, rows)
     show(rows)
     sys.exit(any(not row["held"] for row in rows))
 
@@ -294,6 +294,36 @@ def kill(arena: Arena, crew: dict[str, Any], workers: int, jobs: int) -> dict[st
     }
 
 
+def kill_alone(arena: Arena, kills: int) -> dict[str, Any]:
+    """Kill the only process so often, anew from the start whenever all is done, then let it finish."""
+    killed = finished = different = 0
+    while killed < kills or not finished:
+        name, errors = f"alone-{finished}.zarr", arena.folder / f"alone-{finished}.zarr.err"
+        before = len(arena.begun(name))
+        job = arena.start(name)
+        if killed < kills:
+            ready = lambda: len(arena.begun(name)) > before or job.poll() is not None  # noqa: E731, B023
+            assert wait_until(ready, 120), errors.read_text()[-3000:]
+            time.sleep(arena.rng.random() * arena.block_s)
+            if job.poll() is None:
+                job.kill()
+                killed += 1
+        code = job.wait(DONE_S)
+        assert code in (0, -signal.SIGKILL), errors.read_text()[-3000:]
+        if code == 0:
+            finished += 1
+            different += digest(arena.folder / name) != arena.reference
+    return {
+        "case": "kill -9 of the only process",
+        "unit": "kills",
+        "ours": killed,
+        "finished stores": finished,
+        "of them not the same": different,
+        "limit": kills,
+        "held": finished > 0 and not different,
+    }
+
+
 def lose_block(arena: Arena) -> dict[str, Any]:
     """Take a marker away while the command goes on."""
     out = arena.folder / "lost.zarr"
@@ -412,16 +442,6 @@ def memory(what: str) -> int:
     """MiB of this process, as Linux counts them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(what)).split()[1]) >> 10
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("case", "unit", "found", "limit", "what else")
-    for row in rows:
-        known = {"case", "unit", "ours", "limit", "held"}
-        rest = ", ".join(f"{key}: {value}" for key, value in row.items() if key not in known)
-        mark = "" if row["held"] else "  FAILED"
-        table.add_row(row["case"], row["unit"], f"{row['ours']}{mark}", str(row["limit"]), rest)
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ON_GRID_VX = 0.05  # distance from the grid of voxels that is rounding
 
 
 @dataclass(frozen=True)
-class Layer:
+class PlacedVolume:
     """A label or mask volume in its place on a raw volume."""
 
     volume: Volume
@@ -59,7 +59,7 @@ class Labels:
     """Label volumes of one raw volume, on its voxels: one channel each."""
 
     names: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[PlacedVolume, ...]
 
     @property
     def covered(self) -> tuple[Box, ...]:
@@ -158,17 +158,17 @@ def check_types(dtypes: Mapping[str, np.dtype[Any]]) -> None:
         )
 
 
-def place_mask(raw: Volume, mask: Volume) -> Layer:
+def place_mask(raw: Volume, mask: Volume) -> PlacedVolume:
     """A mask on `raw`, of any voxel size: what is not zero is allowed, outside of it nothing is."""
     return _overlapping(raw, _place(raw, mask, "mask"), "mask")
 
 
-def _place(raw: Volume, volume: Volume, name: str) -> Layer:
+def _place(raw: Volume, volume: Volume, name: str) -> PlacedVolume:
     volume.check_one_channel()
     if raw.voxel_size_nm is None or volume.voxel_size_nm is None:
         known = [one for one in (raw, volume) if one.voxel_size_nm]
         if raw.shape == volume.shape and not known:
-            return Layer(volume, raw.shape)
+            return PlacedVolume(volume, raw.shape)
         unknown = " and ".join(o.source for o in (raw, volume) if o.voxel_size_nm is None)
         raise VolumeFormatError(
             f"{name} ({volume.source}, {volume.shape} voxels of {_nm(volume)}) cannot be placed on "
@@ -180,10 +180,10 @@ def _place(raw: Volume, volume: Volume, name: str) -> Layer:
     from_nm = zip(raw.origin_nm, volume.origin_nm, sizes, strict=True)
     step = [1.0 if abs(r / s - 1) <= SAME_SIZE else r / s for r, s in sizes]
     start = [(ours - theirs) / size for ours, theirs, (_, size) in from_nm]
-    return Layer(volume, raw.shape, float3(step), float3(start))
+    return PlacedVolume(volume, raw.shape, float3(step), float3(start))
 
 
-def _overlapping(raw: Volume, layer: Layer, name: str) -> Layer:
+def _overlapping(raw: Volume, layer: PlacedVolume, name: str) -> PlacedVolume:
     if layer.covered is None:
         own = layer.volume
         raise VolumeFormatError(

@@ -3,7 +3,8 @@
 Every case is measured in one process with its peers and its limit taking turns, under the same
 allocator (huge pages for all), on buffers that are rotated, and after the same large tensor was
 read, so that each call finds the caches full of the same clean lines. The limit is `copy_` of the
-case's tensor. A result that differs from the formula's ends the run.
+case's tensor. On CUDA ours and eager are also replayed from a CUDA graph, without the time that
+Python takes to launch them. A result that differs from the formula's ends the run.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from em_kernels.bench_cases import Case
 __all__ = ["main", "measure"]
 
 STEMS = ("entropy", "divergence", "patches", "crops")
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16")
+GRAPHED = ("ours", "eager")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,13 +76,7 @@ def measure(
         for case in getattr(bench_cases, stem)(device, quick, compiled):
             rows.append(_measure_case(case, rounds, device, memory=not quick))
     return {
-        "machine": {
-            "cpu": _cpu_name(),
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "load": os.getloadavg()[0],
-        },
+        "machine": _machine(device),
         "conditions": {
             "threads": threads,
             "device": device,
@@ -104,6 +101,8 @@ def _measure_case(case: Case, rounds: int, device: str, memory: bool) -> dict[st
     row: dict[str, Any] = {"case": case.name, "unit": "ms", "correct": correct}
     for name, seconds in times.items():
         row[name] = statistics.median(seconds) * 1e3
+    if device == "cuda":
+        row |= {f"{name}_graph": _graph_milliseconds(case, name, rounds) for name in GRAPHED}
     ours = sorted(times["ours"])
     row["minimum"] = ours[0] * 1e3
     row["spread"] = (ours[len(ours) * 3 // 4] - ours[len(ours) // 4]) * 1e3
@@ -177,6 +176,43 @@ def _seconds_cuda(case: Case, name: str, turn: int) -> float:
     return start.elapsed_time(end) / 1e3 / len(calls)
 
 
+def _graph_milliseconds(case: Case, name: str, rounds: int) -> float | None:
+    """The median time of a call that is replayed from a CUDA graph; None where it cannot be one."""
+    import torch
+
+    call = _prepared(case, name, 0)
+    if name in case.prepare or not _on_cuda(call()):
+        return None
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the allocator and autograd settle before anything is recorded
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return None
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(8):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 8)
+    return statistics.median(times)
+
+
+def _on_cuda(result: Any) -> bool:
+    """Whether a result, or the first of several, lies on a GPU."""
+    first = result[0] if isinstance(result, tuple) else result
+    return bool(getattr(first, "is_cuda", False))
+
+
 def _peak_megabytes(case: Case, name: str, device: str) -> float | None:
     """What one call needs on top of what is there; None where the system does not say."""
     import torch
@@ -200,6 +236,31 @@ def _peak_megabytes(case: Case, name: str, device: str) -> float | None:
 def _status_megabytes(status: Path, key: str) -> float:
     line = next(line for line in status.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """This machine, in the keys of every benchmark of the repository (tools/bench/record.py)."""
+    import torch
+
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "instructions": [name for name in INSTRUCTIONS if known.get(name)],
+        "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (ValueError, OSError):
+        return None
 
 
 def _cpu_name() -> str:

@@ -45,14 +45,17 @@ class DenseEncoderConfig:
     dilations: tuple[int, ...] = (1, 1, 1, 1, 1, 2)
     """Dilation of each convolution."""
     pools: tuple[int, ...] = ()
-    """Sides, odd, of windows over which the last layer is averaged for the embedding to see as well, in
-    steps of the product of the strides: what kind of texture a place lies in. None: the place alone."""
+    """Sides, odd, of the windows over which the last layer is averaged for the embedding, in
+    steps of the product of the strides: they tell the texture around a place. None: the place
+    alone."""
     code_pitch_vx: int | None = None
     """Pixels between codes. Strides beyond it spread the kernels instead: the same codes, more of them."""
     padding: Literal["none", "zeros"] = "none"
-    """zeros: a code for every place up to the border, which then knows its distance from it."""
+    """Border: none (codes only where the receptive field lies in the image) or zeros (codes up
+    to the border, which then know their distance from it)."""
     head: Head = "cosine"
-    """cosine: logits are cosines with prototypes, × sharpness. linear: a 1 × 1 convolution."""
+    """Classifier: cosine (cosines with prototypes, × sharpness) or linear (a 1 × 1
+    convolution)."""
     sharpness: float = 8.0
     """Factor on the cosine between embedding and prototypes, the inverse temperature of the codes."""
 

@@ -38,7 +38,7 @@ class DecoderConfig:
     width: int = 256
     """Channels of a token."""
     depth: int = 4
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 8
     """Heads of each attention."""
 
@@ -53,11 +53,12 @@ class MaeConfig:
     encoder: Vit3dConfig = field(default_factory=Vit3dConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     mask: Mask = "random"
-    """random: single patches. tube: all patches above each other along z. block: boxes of patches."""
+    """Hidden patches: random (single ones), tube (all above each other along z) or block (boxes
+    of patches)."""
     hidden_share: float = 0.75
     """Share of the patches that are hidden."""
     block_tokens: Int3 = (2, 2, 2)
-    """With blocks: patches of a box along (z, y, x)."""
+    """Patches of a hidden box along (z, y, x), with mask=block."""
 
     def __post_init__(self) -> None:
         if self.mask not in ("random", "tube", "block"):

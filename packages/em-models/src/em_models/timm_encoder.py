@@ -37,11 +37,13 @@ class TimmEncoderConfig:
     pretrained: bool = False
     """Start from timm's weights, which are fetched or taken from the cache."""
     max_stride: int = 8
-    """Stages with larger strides are cut off. ConvNeXt-T sees 76 px with 4, 224 px with 8."""
+    """Largest stride that is kept; later stages are cut off. ConvNeXt-T sees 76 px with 4, 224
+    px with 8."""
     code_pitch_vx: int = 4
     """Pixels between codes: 1, 2, 4 or 8."""
     decoder: Literal["fpn", "unet"] = "fpn"
-    """fpn: sum of 1 × 1 convolutions of all stages, then 3 × 3. unet: 3 × 3 from coarse to fine."""
+    """Decoder: fpn (sum of 1 × 1 convolutions of all stages, then 3 × 3) or unet (3 × 3 from
+    coarse to fine)."""
     width: int = 64
     """Channels of the decoder."""
     classes: int = 50
@@ -49,7 +51,8 @@ class TimmEncoderConfig:
     embedding: int = 64
     """Channels of the embedding that the classes are read from."""
     padding: Literal["none", "zeros"] = "none"
-    """zeros: the classic form, strides and padding as timm has them, codes up to the border."""
+    """Border: none (codes only where the receptive field lies in the image) or zeros (the
+    classic form, strides and padding as timm has them, codes up to the border)."""
     head: Head = "cosine"
     """cosine: logits are cosines with prototypes, × sharpness. linear: a 1 × 1 convolution."""
     sharpness: float = 8.0

@@ -34,7 +34,7 @@ class UNetConfig:
     """Shape of a `UNet`."""
 
     classes: int = 1
-    """C, the number of classes, each with a logit of its own."""
+    """Number of classes C, each with a logit of its own."""
     slices: int = 1
     """Slices of the input, as channels, the middle one being segmented; odd."""
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -44,19 +44,23 @@ class UNetConfig:
     """Channels of the decoder at full resolution, at half of it, and so on; without them, half of
     the encoder's."""
     down: Literal["pool", "stride"] = "pool"
-    """Halve the resolution by the maximum of 2 × 2 pixels, or by a 3 × 3 convolution with stride 2."""
+    """Halving of the resolution: pool (maximum of 2 × 2 pixels) or stride (a 3 × 3 convolution
+    with stride 2)."""
     up: Literal["transpose", "bilinear"] = "transpose"
-    """Double it by a transposed 2 × 2 convolution, or by interpolation and a 3 × 3 convolution."""
+    """Doubling of the resolution: transpose (a transposed 2 × 2 convolution) or bilinear
+    (interpolation and a 3 × 3 convolution)."""
     activation: Activation = "leaky_relu"
-    """leaky_relu or gelu. The bottleneck has GELU."""
+    """Activation: leaky_relu or gelu; the bottleneck always has GELU."""
     norm: Norm = "batch"
-    """batch, or group: then each tile has statistics of its own, and the result depends on the tiling."""
+    """Normalisation: batch, or group, which takes statistics of each tile, so that the result
+    depends on the tiling."""
     dropout: float = 0.0
     """Share of the bottleneck's channels that is dropped while training."""
     squeeze: bool = False
-    """Squeeze-and-excitation in every block: its means are taken over the tile, see `norm`."""
+    """Squeeze-and-excitation in every block; its means are taken over the tile, as those of
+    norm=group."""
     deep_supervision: bool = False
-    """Logits at the coarser levels of the decoder, too, while training."""
+    """Logits at the coarser levels of the decoder too, in training."""
     guide: DenseEncoderConfig | None = None
     """A dense-ssl encoder whose embedding joins the U-Net at the level of its pitch."""
     guide_scale: int = 1

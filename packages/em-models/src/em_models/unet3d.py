@@ -31,9 +31,9 @@ class UNet3dConfig:
     kernels_z: tuple[int, ...] = (1, 3, 3, 3)
     """Size along z of the kernels of each level; along y and x it is 3."""
     strides_z: tuple[int, ...] = (1, 2, 2)
-    """What each step down divides z by, 1 or 2; y and x are halved."""
+    """Divisor of z at each step down, 1 or 2; y and x are halved."""
     activation: Activation = "leaky_relu"
-    """leaky_relu or gelu."""
+    """Activation: leaky_relu or gelu."""
 
     def __post_init__(self) -> None:
         levels = len(self.channels)

@@ -35,20 +35,22 @@ class Vit3dConfig:
     width: int = 384
     """Channels of a token."""
     depth: int = 12
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 6
-    """Heads of each attention."""
+    """Attention heads of each block."""
     mlp_ratio: float = 4.0
     """Hidden channels of a block's perceptron, over the width."""
     positions: Positions = "rotary"
-    """rotary: queries and keys are turned, so that attention knows distances; masked autoencoders learn
-    several times faster with it. sincos or learned: added to the tokens."""
+    """Positions: rotary (queries and keys are turned, so that attention knows distances; masked
+    autoencoders learn several times faster with it), sincos or learned (added to the
+    tokens)."""
     learned_tokens: int = 32
-    """With learned positions: how many there are along each axis."""
+    """Number of positions along each axis, with positions=learned."""
     token_nm: float | None = None
-    """Unit in which positions are counted, in nm. Without it, tokens are counted."""
+    """Unit of positions, in nm. Without it, positions are counted in tokens."""
     registers: int = 0
-    """Tokens of no place, where a block can keep what concerns the whole (Darcet et al. 2023)."""
+    """Register tokens, without a place, where a block can keep what concerns the whole (Darcet
+    et al. 2023)."""
     drop_path: float = 0.0
     """Share of samples that skip the last block in training; of blocks before, proportionally less."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from em_data.errors import VolumeFormatError
 from em_data.formats.images import Images, find_folder, kinds_of, list_names, read_headers, some
-from em_data.labels import Labels, Layer, check_types
+from em_data.labels import Labels, PlacedVolume, check_types
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ImageLabels(Sequence[Labels]):
         if isinstance(number, slice):
             return self.take(np.arange(len(self))[number])
         volumes = [channel[number] for channel in self.channels]
-        return Labels(self.names, tuple(Layer(volume, volume.shape) for volume in volumes))
+        return Labels(self.names, tuple(PlacedVolume(volume, volume.shape) for volume in volumes))
 
     def take(self, numbers: np.ndarray) -> ImageLabels:
         """Those of some of the images, as `Images.take`."""

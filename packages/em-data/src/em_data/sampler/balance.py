@@ -17,7 +17,7 @@ import numpy as np
 
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, end_of, int3, intersect, shifted, span
-from em_data.labels import Labels, Layer
+from em_data.labels import Labels, PlacedVolume
 from em_data.sampler.places import Anywhere, Counted, Places
 
 PIECE_VX: Int3 = (32, 128, 128)  # counted at once in arrays without chunks
@@ -30,7 +30,7 @@ class Aim:
 
     name: str
     share: float
-    layers: tuple[Layer | None, ...]  # of each volume
+    layers: tuple[PlacedVolume | None, ...]  # of each volume
     value: int | None = None  # None: all that is not zero
     everywhere_without: bool = False  # whether all of a volume without a layer counts
 
@@ -39,7 +39,7 @@ class Aim:
             raise ValueError(f"the share of {self.name!r} is {self.share:g}; wanted 0 < share ≤ 1")
 
 
-def aim_at_masks(masks: Sequence[Layer | None]) -> Aim:
+def aim_at_masks(masks: Sequence[PlacedVolume | None]) -> Aim:
     """All crops have their centres in the masks; volumes without one are free."""
     return Aim("mask", 1.0, tuple(masks), everywhere_without=True)
 
@@ -107,7 +107,7 @@ def find_aims(
 class Voxels:
     """The origins whose crops have a voxel of one value at their centre; counted, not listed."""
 
-    layer: Layer
+    layer: PlacedVolume
     value: int | None
     boxes: tuple[Box, ...]  # of origins, disjoint
     centre_vx: Int3
@@ -140,7 +140,7 @@ class Voxels:
 
 
 def count_voxels(
-    layer: Layer,
+    layer: PlacedVolume,
     values: Sequence[int | None],
     boxes: Sequence[Box],
     centre_vx: Int3,
@@ -166,7 +166,7 @@ def count_voxels(
     return counted
 
 
-def _pieces(layer: Layer, centres: Box) -> list[Box]:
+def _pieces(layer: PlacedVolume, centres: Box) -> list[Box]:
     """A box of raw voxels cut where the chunks of a layer end, without what the layer leaves out."""
     covered = intersect(centres, layer.covered) if layer.covered else None
     if covered is None:
@@ -250,7 +250,7 @@ class _Read(NamedTuple):
         return _Hits(bits, hit.shape[1:], self.starts, self.lengths, np.cumsum(slices))
 
 
-def _read(layer: Layer, centres: Box) -> _Read:
+def _read(layer: PlacedVolume, centres: Box) -> _Read:
     covered = intersect(centres, layer.covered) if layer.covered else None
     if covered is None:
         nothing = np.zeros(0, np.int64)

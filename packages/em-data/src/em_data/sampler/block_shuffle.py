@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em_data.geometry import Box, Int3, bounds, end_of, int3, intersect, span
-from em_data.labels import Labels, Layer
+from em_data.labels import Labels, PlacedVolume
 from em_data.sampler.balance import Aim, aim_at_classes, aim_at_masks
 from em_data.sampler.block_plan import BlockPlan, plan_blocks
 from em_data.sampler.crop import CropConfig, Sample
@@ -188,7 +188,7 @@ def choose_sampler(
     weights: Sequence[float] | None = None,
     labels: Sequence[Labels | None] | None = None,
     balance: Mapping[str, float] | None = None,
-    masks: Sequence[Layer | None] | None = None,
+    masks: Sequence[PlacedVolume | None] | None = None,
     exact: bool = False,
     threads: int = 2,
 ) -> PlaceSampler | BlockSampler:

@@ -27,8 +27,8 @@ class SplitConfig:
     boxes: tuple[Box, ...] = ()
     """Held-out boxes: origin and size in voxels."""
     gap_vx: Int3 | None = None
-    """Voxels around it that nobody is trained on; without it, what a crop reads around a held-out
-    voxel: half a crop, but at least one voxel, along each axis."""
+    """Voxels around held-out parts that nobody is trained on. Without it, what a crop reads
+    around a held-out voxel: half a crop, at least one voxel, along each axis."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.last_z < 1:

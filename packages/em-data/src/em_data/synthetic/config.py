@@ -38,13 +38,13 @@ class SyntheticConfig:
     voxel_size_nm: tuple[float, float, float] = (17.6, 8.0, 8.0)
     """Size of a voxel (z, y, x) in nm; the tissue keeps its physical size whatever it is."""
     seed: int = 0
-    """Which tissue: 0 to 2**32 - 1."""
+    """Seed of the tissue: 0 to 2**32 - 1."""
     cell_size_nm: float = 450.0
     """Typical width of a cell process in nm; real neuropil has about 200 to 1000."""
     membrane_nm: float = 36.0
     """Thickness in nm of two facing plasma membranes with the gap between them."""
     irregularity: float = 1.0
-    """How far cell shapes are bent: 0 gives straight tubes, 2 is the most."""
+    """Bending of the cells: 0 gives straight tubes, 2 is the most."""
     nucleus_radius_nm: float = 640.0
     """Mean radius of a nucleus in nm; its cell body is about a third wider."""
     mitochondria: float = 0.42

@@ -43,7 +43,7 @@ from em_data.errors import (
 )
 from em_data.geometry import Box, Int3, int3
 from em_data.writer.resume import ATTRIBUTE, check_same, image_config, plan_of_finished
-from em_data.writer.store import Image, ImageConfig, check_free, describe, put_in_place
+from em_data.writer.store import Image, ImageConfig, check_free, put_in_place, write_metadata
 
 if sys.platform != "win32":
     import fcntl
@@ -180,7 +180,7 @@ class BlockStore:
             leftover.unlink(missing_ok=True)
         with self._disk_may_be_full(None):
             self.root.attrs[ATTRIBUTE] = dict(self.plan)
-            describe(self.root, list(self.images.values()))
+            write_metadata(self.root, list(self.images.values()))
             for path in self.images:
                 _flush(store / path / "zarr.json")
         replaces = json.loads((self.folder / "plan.json").read_text())["replaces"]

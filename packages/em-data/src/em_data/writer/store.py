@@ -271,10 +271,10 @@ class Store:
                 for box in tiles(level.shape, int3(file_vx)):
                     fine = image.read(image.source(box, number), number - 1)
                     image.write(box, image.coarsen(fine, number), number)
-        describe(self.root, self.images)
+        write_metadata(self.root, self.images)
 
 
-def describe(root: zarr.Group, images: Sequence[Image]) -> None:
+def write_metadata(root: zarr.Group, images: Sequence[Image]) -> None:
     """Write the metadata of all images; from then on readers take the store for an image."""
     for image in images:
         image.describe()

@@ -15,17 +15,18 @@ from em_train.commands.options import (
     parse_layers,
     parse_numbers,
     parse_range,
-    recipe_of,
     was_given,
 )
 
 PANEL = "Judge what was learned"
 
-# Which module evaluates the runs of a recipe.
-EVALUATIONS = {"dense-ssl": "em_train.dense.evaluate", "segment": "em_train.segment.evaluate"}
-
-# What of `evaluate` says nothing about a segmentation.
-NOT_SEGMENT = {"border_vx": "--border-vx", "seed": "--seed", "baselines": "--no-baselines"}
+# Options of `evaluate` that not every recipe knows.
+SOME_RECIPES = {
+    "border_vx": "--border-vx",
+    "seed": "--seed",
+    "baselines": "--no-baselines",
+    "instances": "--instances",
+}
 
 
 @app.command(rich_help_panel=PANEL)
@@ -88,7 +89,6 @@ def probe(
         window_vx=window_vx,
         seeds=seeds,
     )
-    recipe_of(run, {"mae": "", "dense-ssl": ""})
     found = patches.probe(run, data, labels or [], config, beside=beside or (), baselines=baselines)
     patches.print_probing(found)
     if json_path:
@@ -117,19 +117,19 @@ def prove(
 
     For instance: `emtrain prove runs/first --data other.zarr`
     """
-    from em_train.dense.proof_report import print_proof, prove_stored_run
+    from em_train.catalogue import entry_of, module_for
     from em_train.engine import config as configuration
     from em_train.engine.run_folder import stored_config
-    from em_train.recipes import dense_ssl as recipe
 
-    recipe_of(run, {"dense-ssl": "em_train.dense.proof_report"})
-    config = configuration.resolve(recipe.Config, [stored_config(run, "dense-ssl")])
-    proof = prove_stored_run(
+    report, entry = module_for(run, "prove"), entry_of(run)
+    recipe = entry.load()
+    config = configuration.resolve(recipe.Config, [stored_config(run, entry.command)])
+    proof = report.prove_stored_run(
         run, config, recipe.run, address=data, audit_steps=audit_steps, seed=seed
     )
     if proof is None:
         raise typer.Exit(75)  # a signal asked to stop
-    print_proof(proof)
+    report.print_proof(proof)
     if json_path:
         json_path.write_text(json.dumps(proof.as_json(), indent=2) + "\n")
     typer.echo(f"look at {run / 'images' / 'proof.png'}")
@@ -216,23 +216,23 @@ def evaluate(
     For instance: `emtrain evaluate RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
     --fit-z 0:9 --score-z 12:16`
     """
-    import importlib
-
+    from em_train.catalogue import entry_of, module_for
     from em_train.judge.truth import Protocol
 
     if score_labels and not score_data:
         raise ValueError("--score-labels belongs to a volume; give it with --score-data")
-    module = importlib.import_module(recipe_of(run, EVALUATIONS))
-    if instances and module.__name__ != EVALUATIONS["segment"]:
+    module = module_for(run, "evaluate")
+    unused = [
+        option
+        for name, option in SOME_RECIPES.items()
+        if was_given(context, name) and name not in module.OPTIONS
+    ]
+    if unused:
         raise ValueError(
-            f"--instances judges segmentations, and {run} is none; leave it out, or give a segment run"
+            f"{' and '.join(unused)} would change nothing: {run} is a run of "
+            f"{entry_of(run).command}, which is judged without; leave them out"
         )
-    unused = [o for n, o in NOT_SEGMENT.items() if was_given(context, n)]
-    if unused and module.__name__ == EVALUATIONS["segment"]:
-        raise ValueError(
-            f"{' and '.join(unused)} would change nothing: {run} is a segmentation, with nothing to fit "
-            "and no baselines; leave them out"
-        )
+    own = {"baselines": baselines, "instances": instances or ()}
     protocol = Protocol(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),
@@ -245,8 +245,7 @@ def evaluate(
         (score_data, score_labels or []) if score_data else None,
         protocol,
         at_nm=tuple(parse_numbers("--at-nm", at_nm, float)) if at_nm else None,
-        baselines=baselines,
-        **({"instances": instances} if instances else {}),
+        **{name: value for name, value in own.items() if name in module.OPTIONS},
     )
     found.show()
     if json_path:

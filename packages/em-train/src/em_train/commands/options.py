@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-RECIPES = {"dense-ssl": "dense_ssl", "segment": "segment", "mae": "mae"}  # command: module
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -51,43 +48,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. optim.lr=3e-4."),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
-]
 ShowConfig = Annotated[
     bool, typer.Option("--show-config", help="List every key, its value and meaning, and leave.")
 ]
 Channel = Annotated[
     str | None,
     typer.Option(metavar="N|NAME", help="Which channel, where the volume has several."),
-]
-Gpus = Annotated[
-    str | None,
-    typer.Option(
-        "--gpus",
-        metavar="N|auto",
-        help="Start a process per GPU, again when one dies. 0: the CPU. Default: this process.",
-    ),
-]
-Processes = Annotated[
-    int | None,
-    typer.Option("--processes", metavar="N", help="Start N processes on the CPU instead."),
-]
-Init = Annotated[
-    str | None,
-    typer.Option("--init", metavar="RUN", help="Start from the weights of another run."),
-]
-Slurm = Annotated[
-    Literal["print", "submit"] | None,
-    typer.Option("--slurm", help="Print or submit an sbatch script instead of running here."),
-]
-Sbatch = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sbatch",
-        metavar="OPTION",
-        help="Option of sbatch for --slurm, e.g. --nodes=2. May be repeated.",
-    ),
 ]
 
 
@@ -107,15 +73,15 @@ def layers_of(
     return layers
 
 
-def recipe_of(run: Path, modules: dict[str, str]) -> str:
-    """The module that does something for the recipe of a run."""
-    path = run / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} holds no run: there is no config.json; give a run folder")
-    recipe = str(json.loads(path.read_text()).get("command"))
-    if recipe not in modules:
-        raise ValueError(f"{run} is a run of {recipe}; this works for {', '.join(modules)}")
-    return modules[recipe]
+def presets_of(command: str) -> list[str]:
+    """Names of the presets of a command, the default first."""
+    from importlib import resources
+
+    folder = resources.files("em_train") / "presets" / command
+    found = (
+        sorted(p.name.removesuffix(".toml") for p in folder.iterdir()) if folder.is_dir() else []
+    )
+    return sorted(found, key=lambda name: name != "default")
 
 
 def was_given(context: typer.Context, name: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from em_train.catalogue import RECIPES
 from em_train.commands.options import (
-    RECIPES,
     Channel,
     ConfigFile,
     Debug,
@@ -20,17 +20,9 @@ from em_train.commands.options import (
     parse_channel,
     parse_numbers,
     print_config,
-    recipe_of,
 )
 
 PANEL = "Use it, and look"
-
-# Which module predicts for the runs of a recipe.
-PREDICTORS = {
-    "dense-ssl": "em_train.dense.predict",
-    "segment": "em_train.segment.predict",
-    "mae": "em_train.mae.predict",
-}
 
 
 @app.command(rich_help_panel=PANEL)
@@ -92,10 +84,11 @@ def predict(
 
     from em_data.geometry import int3
 
+    from em_train.catalogue import entry_of, module_for
     from em_train.predict import volume as prediction
 
-    module = recipe_of(run, PREDICTORS)
-    output = output or ("embedding" if module == PREDICTORS["mae"] else "classes")
+    module = module_for(run, "predict").__name__
+    output = output or entry_of(run).outputs[0]
     done = prediction.predict(
         module,
         run,
@@ -228,9 +221,9 @@ def speed(
 
     For instance: `emtrain speed raw.zarr --stack 3,512,512 --threads 4`
     """
-    from em_train.measure.reading import measure, print_speed
+    from em_train.measure.reading import print_speed, reading_speed
 
-    found = measure(
+    found = reading_speed(
         volume,
         channel=parse_channel(channel),
         stack_vx=tuple(parse_numbers("--stack", stack, int)),
@@ -247,7 +240,7 @@ def speed(
 @app.command("bench-train", rich_help_panel=PANEL)
 def bench_train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Whose training: dense-ssl, segment or mae.")
+        str, typer.Argument(metavar="RECIPE", help=f"Whose training: {', '.join(RECIPES)}.")
     ],
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start from a preset of the recipe.")
@@ -266,16 +259,14 @@ def bench_train(
 
     For instance: `emtrain bench-train dense-ssl --set data.volumes='["raw.zarr"]' --json speed.json`
     """
-    import importlib
-
     from em_train.engine import config as configuration
     from em_train.measure import training as bench
 
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
-    module = importlib.import_module(f"em_train.recipes.{RECIPES[recipe]}")
-    resolved = configuration.resolve(module.Config, layers_of(recipe, preset, config, set_))
-    figures = bench.measure(module, resolved, steps=steps, rounds=rounds)
+    loaded = RECIPES[recipe].load()
+    resolved = configuration.resolve(loaded.Config, layers_of(recipe, preset, config, set_))
+    figures = bench.training_speed(loaded, resolved, steps=steps, rounds=rounds)
     bench.show(recipe, figures)
     if json_path:
         json_path.write_text(json.dumps(figures, indent=2) + "\n")

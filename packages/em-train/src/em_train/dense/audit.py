@@ -58,12 +58,10 @@ def shuffle_audit(
         )
     changes = {
         "data": {"shuffle_context": True},
-        "optim": {
-            "steps": steps,
-            "warmup_steps": min(config.optim.warmup_steps, steps // 10),
-        },
+        "optim": {"warmup_steps": min(config.optim.warmup_steps, steps // 10)},
         # Weights from elsewhere are not trained afresh; and nothing that only a person looks at.
         "run": {
+            "steps": steps,
             "init": None,
             "picture_every": 10 * steps,
             "checkpoint_every": 10 * steps,

@@ -29,6 +29,7 @@ from em_train.judge.scores import CodeScore, ProbeScore, Row, print_rows, score_
 from em_train.judge.truth import Pixels, Protocol, Truth, choose_slices, open_truth, read_pixels
 from em_train.look import pictures
 
+OPTIONS = ("border_vx", "seed", "baselines")  # of the command, beside those of every recipe
 SAMPLE = 20_000  # points that clusters are made of
 ROUNDS = 50  # of k-means: more changes nothing that is scored
 SMOOTHED_SIGMA = 2.0

@@ -42,36 +42,39 @@ class LossConfig:
     """What is asked for. A weight of 0 leaves a term out."""
 
     target: Literal["online", "detached", "ema"] = "online"
-    """Who gives the target codes: the encoder itself, with gradient or without, or its moving average."""
+    """Source of the target codes: online (the encoder, with gradient), detached (without) or
+    ema (its moving average)."""
     context_weight: NonNegativeFloat = 0.5
     """Weight of the cross-entropy between the target's codes and those that its neighbours predict."""
     view_weight: NonNegativeFloat = 0.5
     """Weight of the cross-entropy between the codes of two views of the target."""
     spread: Literal["floor", "information", "sigreg"] = "floor"
-    """What keeps the classes from falling together: a floor under the entropy H̄ of the mean code; as
-    much H̄ as possible; or the distance of the images' mean codes from a normal distribution."""
+    """Term that keeps classes from falling together: floor (under the entropy H̄ of the mean
+    code), information (as much H̄ as possible) or sigreg (distance of the images' mean codes
+    from a normal distribution)."""
     spread_weight: NonNegativeFloat = 5.0
-    """Weight of that."""
+    """Weight of the term loss.spread."""
     classes_at_least: Annotated[float, Field(ge=1)] = 30.0
-    """The floor under exp(H̄), the number of classes that the mean code is spread over."""
+    """Number of classes, exp(H̄), that loss.spread=floor spreads the mean code over at
+    least."""
     sharpen_weight: NonNegativeFloat = 0.1
     """Weight of the mean entropy of the pixels' codes: higher makes them more decided."""
     contrast_weight: NonNegativeFloat = 0.5
     """Weight of InfoNCE between two views of a place, and between what its neighbours predict and it."""
     contrast_pixels: PositiveInt = 1024
-    """Places of a batch that are told apart."""
+    """Places of a batch that InfoNCE tells apart."""
     contrast_temperature: PositiveFloat = 0.1
     """Temperature of InfoNCE: lower looks at the most similar places only."""
     feature_weight: NonNegativeFloat = 4.0
     """Weight of the regression of features of the unchanged target from the embedding of its views."""
     feature_target: Literal["bank", "average"] = "bank"
-    """Whose features these are: a filter bank's, made by hand, or learned: the embedding that the moving
-    average of the encoder has."""
+    """Features to regress: bank (a filter bank's, made by hand) or average (the embedding of
+    the encoder's moving average)."""
     feature_pools: tuple[PositiveInt, ...] = (1,)
-    """Sides of the windows of codes over which the bank's features are averaged, odd: 1 is a place by
-    itself, larger ones say what kind of texture it lies in."""
+    """Sides, odd, of the windows of codes over which the bank's features are averaged. 1: the
+    place itself; larger: the texture around it."""
     variance_weight: NonNegativeFloat = 0.0
-    """Weight of the variance over samples of the codes at one place, which is made large."""
+    """Weight of the variance over samples of the codes at one place, which is maximised."""
     equivariance_weight: NonNegativeFloat = 0.0
     """Weight of the squared difference between codes of a turned image and turned codes."""
 

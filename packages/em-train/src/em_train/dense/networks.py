@@ -30,26 +30,29 @@ class ModelConfig:
     """What is trained."""
 
     kind: Literal["dense", "timm"] = "dense"
-    """dense: the encoder of model.encoder. timm: a backbone of timm with a decoder, of model.timm."""
+    """Encoder: dense (convolutions, see model.encoder) or timm (a backbone of timm with a
+    decoder, see model.timm)."""
     encoder: DenseEncoderConfig = field(default_factory=lambda: layout("rf81"))
     timm: TimmEncoderConfig = field(
         default_factory=lambda: TimmEncoderConfig(backbone="convnext_atto", max_stride=4)
     )
     predictor: PredictorKind = "shallow"
-    """shallow, dilated, unet or jepa: how the target is guessed from its neighbours."""
+    """Network that guesses the target slice from its neighbours: shallow, dilated, unet or
+    jepa."""
     predictor_width: PositiveInt = 64
     """Channels of the predictor's hidden layers."""
     predictor_layers: PositiveInt = 2
     """Convolutions, levels or blocks of the predictor."""
     projection: PositiveInt = 32
-    """Channels in which embeddings are told apart."""
-    settle: bool = True
-    """At the end, take the clusters of the embedding as classes, instead of those that trained it."""
-    settle_frequency: NonNegativeFloat = 0.5
-    """How much frequent clusters are preferred. 0: clusters of like size; 1: few are really used."""
-    settle_texture: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    """What local texture, as the filter bank would measure it, has to say in which places are alike: its
-    share in their distances. Needs the filter bank as loss.feature_target. 0: the embedding as trained."""
+    """Channels of the projection in which InfoNCE compares embeddings."""
+    recluster: bool = True
+    """Replace the trained classes, at the end, by clusters of the embedding."""
+    recluster_frequency: NonNegativeFloat = 0.5
+    """Preference of the clustering for frequent clusters. 0: clusters of like size; 1: few are
+    really used."""
+    recluster_texture: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Share of local texture, as the filter bank measures it, in the distances of the
+    clustering; needs loss.feature_target=bank. 0: the embedding as trained."""
 
     @property
     def chosen(self) -> DenseEncoderConfig | TimmEncoderConfig:

@@ -28,7 +28,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
 
     Outputs are `classes` and `probabilities`, or `embedding` (a channel per dimension).
     """
-    check_outputs(outputs, ("classes", "probabilities", "embedding"), "dense-ssl")
+    check_outputs(outputs, "dense-ssl")
     if "embedding" in outputs and (tta or len(outputs) > 1):
         raise ValueError("an embedding is written alone, and without --tta: a mean of it is none")
     encoder, data = open_run(Path(run))

@@ -104,7 +104,7 @@ GATES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class ProofFigures:
     """What was measured; NaN where it could not be, None where it was not asked for."""
 
     position_leak: float
@@ -153,7 +153,7 @@ class Verdict:
 class Proof:
     """All figures with what follows from them."""
 
-    figures: Figures
+    figures: ProofFigures
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -199,12 +199,12 @@ def prove(
         crop_vx: side of the crops it was trained on, in pixels.
         audit_information: from `em_train.dense.audit`, which trains for it.
     """
-    figures = measure(encoder, volume, grey, crop_vx=crop_vx, seed=seed, crops=crops)
-    figures = Figures(**asdict(figures) | {"audit_information": audit_information})
+    figures = proof_figures(encoder, volume, grey, crop_vx=crop_vx, seed=seed, crops=crops)
+    figures = ProofFigures(**asdict(figures) | {"audit_information": audit_information})
     return Proof(figures=figures, verdicts=judge(figures))
 
 
-def judge(figures: Figures) -> tuple[Verdict, ...]:
+def judge(figures: ProofFigures) -> tuple[Verdict, ...]:
     """What each gate says about the figures."""
     verdicts = []
     for gate in GATES:
@@ -225,7 +225,7 @@ def judge(figures: Figures) -> tuple[Verdict, ...]:
 
 
 @torch.inference_mode()
-def measure(
+def proof_figures(
     encoder: Any,
     volume: Volume,
     grey: GreyRange,
@@ -233,7 +233,7 @@ def measure(
     crop_vx: int,
     seed: int = 0,
     crops: int = CROPS,
-) -> Figures:
+) -> ProofFigures:
     """All figures that need no training."""
     encoder.eval()
     geometry = encoder.geometry
@@ -266,7 +266,7 @@ def measure(
     changed = augment.photometry(images[:, None], draws, PHOTOMETRY)[:, 0]
     shares = grey_shares(codes, images, first=geometry.margin, step=geometry.pitch)
     grey_sigma = max(shares, key=lambda sigma: shares[sigma])
-    return Figures(
+    return ProofFigures(
         position_leak=leak,
         shift_kappa=shift,
         dense_shift_kappa=dense_shift,

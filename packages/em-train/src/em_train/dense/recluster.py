@@ -27,7 +27,7 @@ ROUNDS = 40
 
 
 @torch.inference_mode()
-def settle(
+def recluster(
     encoder: Any,
     images: Iterable[Tensor],
     *,

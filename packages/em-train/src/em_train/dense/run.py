@@ -19,37 +19,32 @@ from em_train.dense.data import DataConfig
 from em_train.engine.device import choose_device
 from em_train.engine.reading import open_at
 from em_train.engine.run_config import RunConfig
-from em_train.engine.run_folder import stored_part
+from em_train.engine.run_folder import finished, stored_part
 from em_train.features.slab import Slab, mean_of_planes
 from em_train.judge.readout import CROPS, TEST_CROPS, place_score
-
-
-class StoredRun(NamedTuple):
-    """What can be used of a run that has ended."""
-
-    encoder: Any
-    data: DataConfig  # which scale it was trained at
-
-
-def open_run(run: Path) -> StoredRun:
-    """The encoder of a dense-ssl run, on the device that the run chose, and what it read."""
-    data = stored_part(run, "dense-ssl", "data", DataConfig)
-    how = stored_part(run, "dense-ssl", "run", RunConfig)
-    encoder: Any = em_models.load(run / "weights" / "encoder")
-    return StoredRun(encoder.to(choose_device(how.device)).eval(), data)
 
 
 class DenseRun(NamedTuple):
     """The encoder of a dense-ssl run; a patch has the mean of its pixels' embeddings."""
 
     encoder: Any
-    data: Any
+    data: DataConfig
+
+    @property
+    def patch_vx(self) -> None:
+        """Any size will do."""
+        return None
+
+    @property
+    def layered(self) -> bool:
+        """There is one embedding."""
+        return False
 
     def open(self, address: str) -> Volume:
         """A volume at the scale of the run."""
         return open_at(address, self.data)
 
-    def maps(self, slab: Slab, layers: Sequence[int] = ()) -> list[Tensor]:
+    def maps(self, slab: Slab, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """The embedding: one map."""
         step = math.gcd(slab.patch_vx[1], slab.patch_vx[2], self.encoder.geometry.pitch)
 
@@ -80,3 +75,11 @@ class DenseRun(NamedTuple):
             size = (found.shape[1], found.shape[2])
             vectors.append(found.flatten(1).T)
         return place_score(vectors, token_places((1, *size), (1, 1, 1))[:, 1:])
+
+
+def open_run(run: Path) -> DenseRun:
+    """The encoder of a dense-ssl run, on the device that the run chose, and what it read."""
+    data = stored_part(run, "dense-ssl", "data", DataConfig)
+    how = stored_part(run, "dense-ssl", "run", RunConfig)
+    encoder: Any = em_models.load(finished(run) / "encoder")
+    return DenseRun(encoder.to(choose_device(how.device)).eval(), data)

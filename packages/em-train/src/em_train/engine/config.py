@@ -216,17 +216,20 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """The string literal below each field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    meanings = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-            and isinstance(below.value.value, str)
-        ):
-            meanings[field.target.id] = " ".join(below.value.value.split())
+    """The string literal below each field of a dataclass, those that it inherits among them."""
+    meanings: dict[str, str] = {}
+    for part in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(part):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                meanings[field.target.id] = " ".join(below.value.value.split())
     return meanings

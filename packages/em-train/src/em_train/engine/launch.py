@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from em_train.engine.slurm import script
@@ -28,11 +27,13 @@ from em_train.engine.worker import WorkerError, is_worker, work
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+    from em_train.catalogue import Recipe
+
 RESTARTS = 3  # without a new checkpoint in between
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class Workers:
     """Where the processes of a run are wanted; nothing: in this one."""
 
     gpus: str | None = None
@@ -76,20 +77,20 @@ class Places:
 
 
 def train(
-    recipe: ModuleType,
+    recipe: Recipe,
     command: str,
     config: Any,
     path: Path,
     *,
     resume: bool,
-    places: Places,
+    workers: Workers,
     again: str | None = None,
 ) -> int:
     """Train a resolved configuration in the run folder `path`; the exit code.
 
     `again` is the command that goes on with it, where that is more than this run.
     """
-    processes = None if is_worker() else places.count()
+    processes = None if is_worker() else workers.count()
     if processes is None:
         done = work(recipe, command, config, path, resume=resume)
         code = 0 if done else SAVED
@@ -99,10 +100,10 @@ def train(
     if not is_worker():
         if again is None:
             again = f"emtrain {command} --out {shlex.quote(str(path))} --resume"
-            if places.processes is not None:
-                again += f" --processes {places.processes}"
+            if workers.processes is not None:
+                again += f" --processes {workers.processes}"
             elif processes is not None:
-                again += f" --gpus {places.gpus}"
+                again += f" --gpus {workers.gpus}"
         if code == SAVED:
             print(f"saved; go on with: {again}", file=sys.stderr)
         elif code == 0:
@@ -228,9 +229,9 @@ def _worker_error(
     return WorkerError(f"{where}{failure.message}")
 
 
-def slurm_script(path: Path, places: Places, options: Sequence[str]) -> str:
+def slurm_script(path: Path, workers: Workers, options: Sequence[str]) -> str:
     """The sbatch script for the command that was typed."""
-    if places.gpus == "auto" or (places.processes is None and places.gpus in (None, "0")):
+    if workers.gpus == "auto" or (workers.processes is None and workers.gpus in (None, "0")):
         raise ValueError("--slurm needs the processes per node: give --gpus N or --processes N")
     arguments, rest = [], iter(sys.argv[1:])
     for argument in rest:
@@ -239,9 +240,9 @@ def slurm_script(path: Path, places: Places, options: Sequence[str]) -> str:
             arguments.append(argument)
         elif not equals and name != "--resume":
             next(rest)
-    gpus = int(places.gpus) if places.gpus and places.processes is None else None
+    gpus = int(workers.gpus) if workers.gpus and workers.processes is None else None
     return script(
-        arguments, path, gpus=gpus, processes=places.processes or gpus or 1, options=options
+        arguments, path, gpus=gpus, processes=workers.processes or gpus or 1, options=options
     )
 
 

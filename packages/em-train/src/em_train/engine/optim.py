@@ -9,47 +9,39 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from em_train.engine import distributed
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How parameters are changed."""
+    """One optimiser: how it changes parameters. A recipe with two players has two."""
 
-    steps: PositiveInt = 600
-    """Number of optimiser steps of the whole run."""
     lr: PositiveFloat = 2e-3
     """Learning rate of AdamW after warm-up."""
+    betas: tuple[Below1, Below1] = (0.9, 0.999)
+    """Decay of AdamW's averages of gradients and of their squares."""
     warmup_steps: NonNegativeInt = 20
     """Steps over which the learning rate rises from zero."""
     schedule: Literal["cosine", "plateau"] = "cosine"
-    """After warm-up: a cosine down to zero at the last step, or down when the measure stops falling."""
+    """Learning rate after warm-up: cosine (down to zero at the last step) or plateau (reduced
+    when the measure stops falling)."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """With plateau: what the learning rate is multiplied by."""
+    """Factor on the learning rate at each plateau, with schedule=plateau."""
     plateau_patience: NonNegativeInt = 10
-    """With plateau: measurements without improvement that are waited for."""
+    """Measurements without improvement before the rate is reduced, with schedule=plateau."""
     layer_decay: Fraction = 1.0
     """Learning rate of a layer relative to the one after it; below 1 for fine-tuning."""
     weight_decay: NonNegativeFloat = 1e-4
     """Decay of weight matrices; norms, biases and scalars are not decayed."""
-    accumulate: PositiveInt = 1
-    """Batches whose gradients are averaged into one step."""
     clip_norm: PositiveFloat = 5.0
-    """Gradients are scaled down to this norm when they exceed it."""
-    bad_steps: PositiveInt = 10
-    """Steps in a row with gradients that are not finite, all skipped, after which the run stops."""
-    stale_after: NonNegativeInt = 0
-    """Measurements without a new best after which a run that measures ends early; 0: never."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the averaged weights, which are the ones that are shown and saved."""
-    ema_decay_end: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Decay at the end of the run, reached by half a cosine; without it, the decay stays."""
+    """Largest norm of the gradients; larger ones are scaled down to it."""
 
 
 def adamw(
@@ -76,6 +68,7 @@ def adamw(
             for (scale, decay), parameters in groups.items()
         ],
         lr=config.lr,
+        betas=config.betas,
         fused=fused,  # one pass over memory, and it can skip a step without asking the GPU
     )
 
@@ -83,13 +76,13 @@ def adamw(
 class Schedule:
     """The learning rate of every step, as a factor on that of each group."""
 
-    def __init__(self, optimiser: torch.optim.Optimizer, config: OptimConfig) -> None:
+    def __init__(self, optimiser: torch.optim.Optimizer, config: OptimConfig, steps: int) -> None:
         def factor(step: int) -> float:
             if step < config.warmup_steps:
                 return (step + 1) / (config.warmup_steps + 1)
             if config.schedule == "plateau":
                 return 1.0
-            done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+            done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
         self._optimiser, self._config = optimiser, config

@@ -124,7 +124,7 @@ def load(
     )
 
 
-def fingerprint(loader: Loader, *more: object) -> str:
+def fingerprint_data(loader: Loader, *more: object) -> str:
     """What the samples depend on besides the configuration: a resumed run must find it unchanged."""
     parts = [
         f"{volume.dtype} {volume.shape} of {grey.low:.4g} to {grey.high:.4g}"

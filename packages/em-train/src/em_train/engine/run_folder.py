@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from em_train.engine import config as configuration
 from em_train.engine.atomic import remove_leftovers, replacing
 from em_train.engine.errors import RunFolderError
+from em_train.engine.run_config import RESULT_KEYS
 
 if sys.platform != "win32":
     import fcntl
@@ -163,7 +164,7 @@ def check_config(path: Path, config: Any, command: str, *, fixed: Sequence[str] 
     changed = [
         line
         for key, line in lines.items()
-        if not key.startswith(FREE_KEYS) or key in ("run.seed", *fixed)
+        if not key.startswith(FREE_KEYS) or key in (*RESULT_KEYS, *fixed)
     ]
     if changed:
         raise RunFolderError(
@@ -193,6 +194,14 @@ def stored_part(path: Path, command: str, group: str, cls: type[T]) -> T:
     """One group of the configuration that a run was started with, such as `data`."""
     stored = stored_config(path, command)
     return configuration.resolve(cls, [configuration.Layer(stored.origin, stored.values[group])])
+
+
+def finished(path: Path) -> Path:
+    """The weights that a finished run has left for use elsewhere."""
+    weights = path / "weights"
+    if not weights.is_dir():
+        raise RunFolderError(f"{path} holds no weights yet; finish the run first, with --resume")
+    return weights
 
 
 def _hold(folder: RunFolder) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from em_train.engine import distributed
 from em_train.engine.atomic import replacing
-from em_train.engine.optim import OptimConfig
+from em_train.engine.run_config import RunConfig
 
 
 class Update:
@@ -26,10 +26,13 @@ class Update:
         self,
         networks: nn.Module,
         optimiser: torch.optim.Optimizer,
-        config: OptimConfig,
         scaler: torch.amp.GradScaler,
+        *,
+        clip_norm: float,
+        run: RunConfig,
     ) -> None:
-        self._optimiser, self._config, self._scaler = optimiser, config, scaler
+        self._optimiser, self._scaler, self._clip_norm = optimiser, scaler, clip_norm
+        self._accumulate, self._bad_steps = run.accumulate, run.bad_steps
         self._parameters = [p for p in networks.parameters() if p.requires_grad]
         self._buffers = list(networks.buffers())
         self._kept = [b.clone() for b in self._buffers]
@@ -40,14 +43,14 @@ class Update:
 
     def __call__(self, loss: Tensor) -> bool:
         """Take in the loss of one batch; True when that completed a step."""
-        self._scaler.scale(loss / self._config.accumulate).backward()
+        self._scaler.scale(loss / self._accumulate).backward()
         self._taken += 1
-        if self._taken < self._config.accumulate:
+        if self._taken < self._accumulate:
             return False
         self._taken = 0
         optimiser: Any = self._optimiser
         self._scaler.unscale_(optimiser)
-        self._norm = nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        self._norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         bad = ~self._norm.isfinite()  # equal on all processes, because the gradients are
         if optimiser.defaults.get("fused"):
             # As GradScaler does it: a fused optimiser steps or not without the host knowing.
@@ -73,7 +76,7 @@ class Update:
     def check(self, step: int, batch: Any, folder: Path) -> None:
         """Stop when too many steps in a row were skipped, and keep the batch of the last one."""
         in_a_row = int(self._counts[1])
-        if in_a_row < self._config.bad_steps:
+        if in_a_row < self._bad_steps:
             return
         path = folder / f"bad-batch-rank{distributed.rank()}.pt"
         save_batch(batch, path)

@@ -15,8 +15,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from em_train.catalogue import Recipe
 
 # By the person who reads it.
 MENDABLE = (OSError, ValueError, ImportError, FloatingPointError, MemoryError)
@@ -48,7 +50,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def work(recipe: ModuleType, command: str, config: Any, path: Path, *, resume: bool) -> bool:
+def work(recipe: Recipe, command: str, config: Any, path: Path, *, resume: bool) -> bool:
     """Train as one of the processes; True when all steps are done, False when asked to stop."""
     from em_train.engine import checkpoint, distributed, tensorboard
     from em_train.engine.device import choose_device

@@ -92,7 +92,7 @@ def grey_codes(slices: Tensor, centres: Tensor, *, sigma: float = 2.0) -> Tensor
 
 
 @dataclass(frozen=True)
-class Mixture:
+class GaussianMixture:
     """A mixture of k Gaussians with covariances of their own, in float64."""
 
     log_weights: Tensor  # (k,)
@@ -127,7 +127,7 @@ def _products(points: Tensor) -> Tensor:
 
 def fit_mixture(
     points: Tensor, k: int, *, seed: int = 0, rounds: int = 100, tolerance: float = 1e-3
-) -> Mixture:
+) -> GaussianMixture:
     """A mixture of k Gaussians by expectation maximisation from k-means: (N, D), standardised.
 
     Stops when the mean log-likelihood grows by less than `tolerance` in a round.
@@ -150,7 +150,7 @@ def fit_mixture(
     return mixture
 
 
-def _maximise(points: Tensor, products: Tensor, shares: Tensor) -> Mixture:
+def _maximise(points: Tensor, products: Tensor, shares: Tensor) -> GaussianMixture:
     """The likeliest Gaussians for points (N, D) that belong to them in shares (N, k)."""
     dimensions = points.shape[1]
     counts = shares.sum(0) + 10 * torch.finfo(points.dtype).eps
@@ -161,7 +161,7 @@ def _maximise(points: Tensor, products: Tensor, shares: Tensor) -> Mixture:
     covariances[:, rows, columns] = upper
     covariances[:, columns, rows] = upper
     covariances += REGULAR * torch.eye(dimensions, dtype=points.dtype)
-    return Mixture(
+    return GaussianMixture(
         (counts / counts.sum()).log(),
         means,
         torch.cholesky_inverse(torch.linalg.cholesky(covariances)),

@@ -24,16 +24,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from em_train.dense.run import DenseRun
 from em_train.engine.jsonable import blank_nan
 from em_train.engine.progress import say
+from em_train.features.frozen import FrozenRun
 from em_train.features.open import open_run
 from em_train.features.patches import bank_maps, places, raw_patches
 from em_train.features.slab import Slab
 from em_train.judge.ranges import fit_and_score, overlap
 from em_train.judge.readout import HIDDEN, average_precision, best_threshold, dice, fit_readout
 from em_train.judge.truth import Truth, open_truth
-from em_train.mae.run import MaeRun
 
 FITTED_SHARE = 0.5  # of the patches to fit, drawn anew with every seed; the others give thresholds
 FITTED = 4000  # of them at most
@@ -139,7 +138,7 @@ def probe(
     """Read labels from the features of a run and of what it is compared with.
 
     Args:
-        run: folder of a run of mae or dense-ssl.
+        run: folder of a run that has features: of mae or dense-ssl.
         address: raw volume.
         labels: its labels, as `emtrain evaluate` takes them.
         config: which patches, and how they are labelled.
@@ -148,18 +147,17 @@ def probe(
     """
     first = open_run(run)
     volume = first.open(address)
-    patch = first.encoder.config.patch_vx if isinstance(first, MaeRun) else config.patch_vx
-    patch = int3(patch or (1, 8, 8))
+    patch = int3(first.patch_vx or config.patch_vx or (1, 8, 8))
     runs = [("run", first), *((path.name, open_run(path)) for path in beside)]
     for name, one in runs:
-        if isinstance(one, MaeRun) and one.encoder.config.patch_vx != patch:
-            own = one.encoder.config.patch_vx
+        if one.patch_vx and one.patch_vx != patch:
             raise ValueError(
-                f"{name} has patches of {own} voxels, and those that are compared have {patch}; "
+                f"{name} has patches of {one.patch_vx} voxels, and those that are compared have "
+                f"{patch}; "
                 + (
-                    "give runs of mae with patches of one size"
-                    if isinstance(first, MaeRun)
-                    else f"take its own with --patch {','.join(map(str, own))}"
+                    "give runs with patches of one size"
+                    if first.patch_vx
+                    else f"take its own with --patch {','.join(map(str, one.patch_vx))}"
                 )
             )
     truth = open_truth(volume, labels, beside=open_volume(address))
@@ -204,10 +202,10 @@ def probe(
 
 
 def _features(
-    name: str, run: MaeRun | DenseRun, fit: Slab, score: Slab, config: ProbeConfig
+    name: str, run: FrozenRun, fit: Slab, score: Slab, config: ProbeConfig
 ) -> list[Method]:
     """Features of a run, one method for each layer."""
-    layers = config.layers if isinstance(run, MaeRun) else (-1,)
+    layers = config.layers if run.layered else (-1,)
     maps = zip(layers, run.maps(fit, layers), run.maps(score, layers), strict=True)
     return [
         Method(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume, open_volume, place_mask
 from em_data.formats.legend import read_legend
-from em_data.labels import Layer
+from em_data.labels import PlacedVolume
 from torch import Tensor
 
 from em_train.judge.ranges import check_range
@@ -60,7 +60,7 @@ class Truth:
     """Label volumes on a raw volume: classes 0, 1, …, a later one wins."""
 
     names: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[PlacedVolume, ...]
     borders: bool  # between instances
     whole: bool  # one volume that holds all classes
 
@@ -147,7 +147,7 @@ def _largest(volume: Volume) -> int:
     return value
 
 
-def _nearest(layer: Layer, z: int, height: int, width: int) -> np.ndarray | None:
+def _nearest(layer: PlacedVolume, z: int, height: int, width: int) -> np.ndarray | None:
     """The label nearest to every pixel of a slice, −1 outside the labels; None if none is inside."""
     at_z = int(layer.nearest(0, z, z + 1)[0])
     rows, columns = layer.nearest(1, 0, height), layer.nearest(2, 0, width)

@@ -142,7 +142,7 @@ def read_run(path: Path) -> Run:
         told = Told(**stored | {"curves": tuple(Curve(**curve) for curve in stored["curves"])})
     else:
         step = rows[-1]["step"] if rows else 0
-        state = {"state": f"step {step} of {settings.get('optim.steps', '?')}, not finished"}
+        state = {"state": f"step {step} of {settings.get('run.steps', '?')}, not finished"}
         told = Told(title=f"{settings.get('command', 'run')} · {path.name}", summary=state)
     return Run(path=path, rows=rows, settings=settings, told=told)
 

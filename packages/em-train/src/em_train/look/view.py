@@ -58,7 +58,7 @@ MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
-class Layer:
+class ShownLayer:
     """A volume and how it is shown."""
 
     name: str
@@ -73,7 +73,7 @@ class Viewer:
 
     neuroglancer: Any
     viewer: Any
-    layers: Sequence[Layer]
+    layers: Sequence[ShownLayer]
 
     @property
     def address(self) -> str:
@@ -191,7 +191,7 @@ def find_browser() -> str:
     return found
 
 
-def with_names(picture: Image.Image, layers: Sequence[Layer]) -> Image.Image:
+def with_names(picture: Image.Image, layers: Sequence[ShownLayer]) -> Image.Image:
     """A picture above the names of the classes that it shows, in their colours."""
     entries = [
         (name, layer.legend.colours[i])
@@ -226,7 +226,7 @@ def with_names(picture: Image.Image, layers: Sequence[Layer]) -> Image.Image:
 # Layers ------------------------------------------------------------------------------------------
 
 
-def layers_of(address: str, *, below: bool) -> list[Layer]:
+def layers_of(address: str, *, below: bool) -> list[ShownLayer]:
     """The layer of a volume, and those of the label images that are stored beside it.
 
     Those of the volume below are not shown at first; those of a prediction are, instead of it.
@@ -245,7 +245,7 @@ def layers_of(address: str, *, below: bool) -> list[Layer]:
     place, _ = split_options(address)
     name = re.sub(r"\.(ome\.)?zarr$", "", place.rstrip("/").rpartition("/")[2])
     beside = [] if "://" in address or not Path(place).is_dir() else volume.label_names
-    layers = [Layer(name, served, legend, below or not beside)]
+    layers = [ShownLayer(name, served, legend, below or not beside)]
     for label in beside:
         (found,) = layers_of(f"{LABELS}{place}/labels/{label}", below=False)
         layers.append(replace(found, name=f"{name}/{label}", visible=not below))
@@ -286,7 +286,7 @@ def _arrange(
     state.show_default_annotations = False
 
 
-def _shown(neuroglancer: Any, layer: Layer, url: str, below: bool) -> Any:
+def _shown(neuroglancer: Any, layer: ShownLayer, url: str, below: bool) -> Any:
     volume, legend = layer.volume, layer.legend
     names, channels = ["x", "y", "z"], len(legend.channels)
     scales, units = [*volume.voxel_size_nm[::-1]], ["nm"] * 3

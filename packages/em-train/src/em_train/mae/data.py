@@ -43,9 +43,10 @@ class DataConfig:
     its pixels are less than two thirds of that. Without it, pixels as they are."""
     cube: CubeConfig = field(default_factory=CubeConfig)
     boxes: tuple[tuple[int, int, int, int, int, int], ...] = ()
-    """Parts to learn from: z, y, x of the first voxel, then the size, of every volume."""
+    """Boxes to learn from, in every volume: z, y, x of the first voxel, then the size."""
     grid: Int3 | None = None
-    """Instead of boxes: so many of them along (z, y, x), spread evenly over every volume."""
+    """Number of boxes along (z, y, x), spread evenly over every volume, instead of
+    data.boxes."""
     box_vx: Int3 = (256, 256, 256)
     """Size of the boxes of the grid; cut down to the volume."""
     split: SplitConfig = field(default_factory=lambda: SplitConfig(last_z=0.1))
@@ -56,11 +57,12 @@ class DataConfig:
     batch_size: PositiveInt = 8
     """Cubes per step, over all processes."""
     samples_per_epoch: PositiveInt = 1600
-    """Cubes after which an epoch is counted and the held-out cubes are looked at."""
+    """Cubes of an epoch, after which the held-out cubes are scored."""
     checked_cubes: PositiveInt = 16
-    """Held-out cubes that are looked at."""
+    """Number of held-out cubes that are scored."""
     empty_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Draw a cube again when more of it than this share has one value. Without it, keep all."""
+    """Largest share of a cube that may have one value; others are drawn again. Without it, all
+    are kept."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""

@@ -19,9 +19,8 @@ from em_data.geometry import Int3, float3, int3
 from em_data.writer.tiling import TileGrid
 from em_models.windows import token_grid
 
-from em_train.features.open import open_run
 from em_train.features.slab import Slab
-from em_train.mae.run import MaeRun
+from em_train.mae.run import open_run
 from em_train.predict.plan import Prediction, check_outputs
 
 CHUNK_VX: Int3 = (16, 32, 32)  # patches; with all their channels one file of about 20 MiB
@@ -29,11 +28,10 @@ CHUNK_VX: Int3 = (16, 32, 32)  # patches; with all their channels one file of ab
 
 def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Prediction:
     """What the encoder of a run says about the patches of a volume; the output is `embedding`."""
-    check_outputs(outputs, ("embedding",), "mae")
+    check_outputs(outputs, "mae")
     if tta:
         raise ValueError("--tta is of probabilities; the mean of vectors of turned patches is none")
     stored = open_run(Path(run))
-    assert isinstance(stored, MaeRun)
     volume, config = stored.open(address), stored.encoder.config
     grey, grid = grey_range(volume), token_grid(volume.shape, config.patch_vx)
     size_nm, origin_nm = volume.voxel_size_nm, volume.origin_nm

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import em_models
 import torch
 from em_data import Box, PlaceSampler, Volume, grey_range
 from em_data.augment.clahe import clahe
-from em_data.geometry import int3
+from em_data.geometry import Int3, int3
 from em_data.sampler import CubeConfig, Key
 from em_models import Vit3d, Voxels, dense_features
 from em_models.positions import token_places
 from torch import Tensor
 
+from em_train.engine.device import choose_device
 from em_train.engine.reading import open_at
+from em_train.engine.run_config import RunConfig
+from em_train.engine.run_folder import finished, stored_part
 from em_train.features.slab import Slab
 from em_train.judge.readout import CROPS, TEST_CROPS, place_score
 from em_train.mae.data import DataConfig
@@ -26,11 +31,21 @@ class MaeRun(NamedTuple):
     encoder: Vit3d
     data: DataConfig
 
+    @property
+    def patch_vx(self) -> Int3:
+        """The patches of the encoder."""
+        return self.encoder.config.patch_vx
+
+    @property
+    def layered(self) -> bool:
+        """The encoder has a vector after each of its blocks."""
+        return True
+
     def open(self, address: str) -> Volume:
         """A volume at the scale of the run."""
         return open_at(address, self.data)
 
-    def maps(self, slab: Slab, layers: Sequence[int]) -> list[Tensor]:
+    def maps(self, slab: Slab, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """Vectors of each layer: a map each."""
         found = dense_features(
             self.encoder,
@@ -77,6 +92,14 @@ class MaeRun(NamedTuple):
             vectors.append(self.encoder.get_intermediate_features(cube, [layer])[layer][0].cpu())
         places = token_places(int3(size), config.patch_vx)
         return place_score(vectors, places[:, [n > 1 for n in size]])
+
+
+def open_run(run: Path) -> MaeRun:
+    """The encoder of a mae run, on the device that the run chose, and what it read."""
+    data = stored_part(run, "mae", "data", DataConfig)
+    how = stored_part(run, "mae", "run", RunConfig)
+    encoder: Any = em_models.load(finished(run) / "encoder")
+    return MaeRun(encoder.to(choose_device(how.device)).eval(), data)
 
 
 def _voxels(slab: Slab, box: Box, equalise: bool) -> Tensor:

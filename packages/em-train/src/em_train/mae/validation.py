@@ -31,7 +31,7 @@ EPS = 1e-6  # beside the variance of a patch, for voxels in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class HeldOutErrors:
     """Errors on the held-out cubes, in units of the variance of each hidden patch."""
 
     error: float

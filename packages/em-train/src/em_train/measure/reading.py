@@ -59,7 +59,7 @@ STAGES = {
 }
 
 
-def measure(
+def reading_speed(
     source: str,
     *,
     channel: int | str | None = None,

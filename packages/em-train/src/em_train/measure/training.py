@@ -2,53 +2,43 @@
 
 Rounds with reading and rounds with one batch over and over take turns, so that what else the machine
 does falls on both. The arithmetic of a step is counted by torch and set against a matrix product of
-the same run, in the type that forward passes compute in: its share is the model FLOP utilisation.
+the same run, in the type that forward passes compute in: its share is the model FLOP utilisation. On
+CUDA torch's profiler says how much of the device's time products of that kind take.
 """
 
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from em_train.engine import distributed, optim, precision
+from em_train.catalogue import Recipe
+from em_train.engine import precision
 from em_train.engine.device import choose_device
-from em_train.engine.ema import moving_average
-from em_train.engine.update import Update
 
 PEAK_S = 0.3  # for which a matrix product is repeated
 SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
+# Of torch's operators, those that are matrix products at heart.
+PRODUCTS = re.compile(r"mm$|conv|linear|attention")
 
 
-def measure(recipe: ModuleType, config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
+def training_speed(recipe: Recipe, config: Any, *, steps: int, rounds: int) -> dict[str, Any]:
     """Speeds of a recipe's training step: `{machine, conditions, rows}`."""
     torch.manual_seed(config.run.seed)
     device = choose_device(config.run.device)
     precision.allow_tf32(config.run.tf32)
-    networks, loader, loss_of = recipe.rehearse(config, device)
-    average = moving_average(networks, config.optim)
-    if config.run.compile:
-        for network in networks.children():
-            network.compile()
-    scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optim.adamw(networks, config.optim), config.optim, scaler)
-    measured = distributed.parallel(loss_of, networks)
-
-    def train(batch: Any) -> None:
-        with precision.autocast(config.run.precision, device):
-            loss = measured(batch.to(device))
-        if update(loss):
-            average.update_parameters(networks)
-
-    coming = iter(loader.batches(0, (rounds + 1) * steps + 2))
+    rehearsal = recipe.rehearse(config, device)
+    train = rehearsal.step
+    coming = iter(rehearsal.loader.batches(0, (rounds + 1) * steps + 2))
     held = next(coming)
     train(held)
     with FlopCounterMode(display=False) as counter:
@@ -77,6 +67,9 @@ def measure(recipe: ModuleType, config: Any, *, steps: int, rounds: int) -> dict
         {"case": "arithmetic of a matrix product", "unit": "GFLOP/s", "ours": peak / 1e9},
         {"case": "model FLOP utilisation", "unit": "1", "ours": flops / fed / peak},
     ]
+    if device.type == "cuda":
+        share = product_share(lambda: train(held), device)
+        rows.append({"case": "share of time in products", "unit": "1", "ours": share})
     spread = (max(found["fed"]) - min(found["fed"])) / statistics.median(found["fed"])
     return {
         "machine": f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -104,7 +97,7 @@ def show(recipe: str, figures: dict[str, Any]) -> None:
 
 
 def _fed(
-    train: Callable[[Any], None], coming: Iterator[Any], steps: int, device: torch.device
+    train: Callable[[Any], object], coming: Iterator[Any], steps: int, device: torch.device
 ) -> tuple[float, float]:
     """Seconds that some steps waited for their batches, and that they took in all."""
     waited, began = 0.0, time.perf_counter()
@@ -134,6 +127,22 @@ def peak_speed(device: torch.device, kind: torch.dtype) -> float:
     once = max(_seconds(lambda: a @ b, 1, device), 1e-6)
     times = max(1, int(PEAK_S / once))
     return 2 * side**3 * times / _seconds(lambda: a @ b, times, device)
+
+
+def product_share(step: Callable[[], object], device: torch.device) -> float:
+    """Share of the device's time in a step that matrix products, convolutions and attention take."""
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
+    with profile(activities=activities) as seen:
+        _seconds(step, 3, device)
+    time_of = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    times = {
+        event.key: getattr(event, time_of)
+        for event in seen.key_averages()
+        if event.device_type.name == "CPU"  # its operators, not their kernels
+    }
+    products = sum(time for name, time in times.items() if PRODUCTS.search(name))
+    return products / max(sum(times.values()), 1e-9)
 
 
 def _wait(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from em_data import ImageConfig, Volume
 from em_data.writer.store import CHUNK_VX
 from em_data.writer.tiling import Model, TileGrid
 
+from em_train.catalogue import RECIPES
 from em_train.look.pictures import palette
 from em_train.predict.block_job import BlockFunction
 
@@ -31,11 +32,12 @@ class Prediction:
     """From a box to the voxels of every image there."""
 
 
-def check_outputs(outputs: Sequence[str], known: Sequence[str], recipe: str) -> None:
-    """Refuse what runs of a recipe do not have."""
+def check_outputs(outputs: Sequence[str], command: str) -> None:
+    """Refuse outputs that runs of a recipe do not have."""
+    known = RECIPES[command].outputs
     if not outputs or not set(outputs) <= set(known):
         raise ValueError(
-            f"--output is {','.join(outputs)!r}; of a {recipe} run wanted {' or '.join(known)}"
+            f"--output is {','.join(outputs)!r}; of a {command} run wanted {' or '.join(known)}"
             + (", or both as classes,probabilities" if "classes" in known else "")
         )
 

@@ -101,7 +101,7 @@ def predict(
         out,
         plan.images,
         block_vx=block_vx,
-        config=arguments | {"weights": fingerprint(run)},
+        config=arguments | {"weights": fingerprint_run(run)},
         resume=resume,
         overwrite=overwrite,
     )
@@ -127,7 +127,7 @@ def _plan(module: str, **asked: Any) -> Prediction:
     return plan
 
 
-def fingerprint(run: Path) -> str:
+def fingerprint_run(run: Path) -> str:
     """Of all that a run has learned: a prediction is not gone on with by another network."""
     digest = hashlib.sha256()
     for path in (*sorted((run / "weights").rglob("*")), run / "classes.json"):

@@ -15,7 +15,6 @@ keeps the classes from collapsing into one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -43,7 +42,7 @@ from em_train.dense.networks import (
     predictor_config,
 )
 from em_train.dense.proof_report import prove_run
-from em_train.dense.recluster import settle
+from em_train.dense.recluster import recluster
 from em_train.dense.report import preview, summarise, write_report
 from em_train.dense.texture import standardise
 from em_train.dense.views import clean_targets, look
@@ -52,7 +51,8 @@ from em_train.engine.device import choose_device
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint, open_volumes
+from em_train.engine.reading import fingerprint_data, open_volumes
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
@@ -67,13 +67,15 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1800))
-    run: RunConfig = field(default_factory=RunConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=1800))
 
     def __post_init__(self) -> None:
         classes, floor = self.model.chosen.classes, self.loss.classes_at_least
-        if self.model.settle and self.model.chosen.head == "linear":
-            raise ValueError("a linear head has no prototypes to settle; set model.settle=false")
+        if self.model.recluster and self.model.chosen.head == "linear":
+            raise ValueError(
+                "a linear head has no prototypes to recluster; set model.recluster=false"
+            )
         if self.loss.spread == "floor" and floor > classes:
             raise ValueError(
                 f"loss.classes_at_least is {floor}, above the {classes} classes of the encoder; lower it"
@@ -102,7 +104,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Data: slices as stored, in stacks around a target slice.
     volumes = open_volumes(config.data)
     loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
-    data = fingerprint(loader)
+    data = fingerprint_data(loader)
 
     # Model: the encoder, the predictor, and the moving average of both.
     torch.manual_seed(config.run.seed)  # here, because what was loaded before may have drawn
@@ -112,7 +114,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     networks.to(device)
     if config.run.init and not resume:
         checkpoint.initialise(networks, config.run.init)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     if config.run.compile:
         for network in networks.children():
@@ -121,9 +123,9 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim)
-    schedule = optim.Schedule(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
 
     # Resume.
     states = States(
@@ -140,7 +142,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, networks, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     picture = partial(preview, averaged["encoder"], volumes[0], loader.ranges[0], folder)
     slices = config.data.batch_size * every * len(config.data.stack.offsets_z)  # per step
     with StopRequest() as stop, meter("dense-ssl", steps, start) as bar:
@@ -178,21 +180,21 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     if not folder.leads:
         return True
     save(averaged["predictor"], folder.weights / "predictor")
-    if config.model.settle:
-        save(averaged["encoder"], folder.weights / "unsettled")  # what the predictor guesses
+    if config.model.recluster:
+        save(averaged["encoder"], folder.weights / "trained")  # what the predictor guesses
         middle, edge = config.data.stack.offsets_z.index(0), rim(config)
-        settled = settle(
+        reclustered = recluster(
             averaged["encoder"],
             (
                 clean_targets(batch.to(device), middle=middle, rim=edge)
                 for batch in loader.batches(0, steps)
             ),
             describe=averaged["describe"].weight[:, :, 0, 0] if config.loss.asks_bank else None,
-            texture=config.model.settle_texture,
-            frequency=config.model.settle_frequency,
+            texture=config.model.recluster_texture,
+            frequency=config.model.recluster_frequency,
             seed=config.run.seed,
         )
-        if not settled:
+        if not reclustered:
             say(
                 "the embedding has fewer distinct places than classes; the trained classes are kept"
             )
@@ -261,19 +263,26 @@ def make_networks(config: Config) -> nn.ModuleDict:
     )
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes = open_volumes(config.data)
     loader = make_loader(volumes, config.data, rim=rim(config), seed=config.run.seed)
     networks = make_networks(config)
     if config.loss.asks_bank:
         standardise(bank_of(networks), loader, config.data)
     networks.to(device)
-    averaged: Any = moving_average(networks, config.optim).module
+    averaged: Any = moving_average(networks, config.run).module
     teacher = averaged["encoder"] if config.loss.asks_average else None
-    return networks, loader, lambda n, batch: losses(n, teacher, batch, config)["loss"]
+    optimiser = optim.adamw(networks, config.optim)
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, teacher, batch, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:

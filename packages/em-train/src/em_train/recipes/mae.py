@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -36,7 +35,8 @@ from em_train.engine.device import choose_device, recompute
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint, open_volumes
+from em_train.engine.reading import fingerprint_data, open_volumes
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
@@ -53,10 +53,9 @@ from em_train.mae.data import (
 )
 from em_train.mae.estimate import Estimate, estimate
 from em_train.mae.report import preview, save_spectrum, write_report
-from em_train.mae.validation import Figures
+from em_train.mae.validation import HeldOutErrors
 from em_train.measure.training import peak_speed
 
-BETAS = (0.9, 0.95)  # of AdamW: hidden patches differ from step to step
 SETTLED = 5  # steps after which the time of an epoch is foretold
 
 
@@ -95,10 +94,17 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
-            steps=2000, lr=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0
+            lr=1e-3,
+            betas=(
+                0.9,
+                0.95,
+            ),  # hidden patches differ from step to step: squares are forgotten soon
+            warmup_steps=100,
+            weight_decay=0.05,
+            clip_norm=1.0,
         )
     )
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=2000))
 
     def __post_init__(self) -> None:
         grid = grid_of(self.data.cube.size_vx, self.model.encoder.patch_vx)
@@ -116,13 +122,13 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, config.data)
     loader = make_loader(volumes, split, config.data, seed=config.run.seed)
     checked = held_out(loader, split, config.data, seed=config.run.seed) if folder.leads else []
-    data = fingerprint(loader, split.training)
+    data = fingerprint_data(loader, split.training)
 
     # Model: the autoencoder and its moving average.
     networks = make_networks(config, volumes).to(device)
     if config.run.init and not resume:
         checkpoint.initialise(networks, config.run.init)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     costs = cost_of(config, networks, device)
     model: Any = networks["mae"]
@@ -135,11 +141,9 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim)
-    for group in optimiser.param_groups:
-        group["betas"] = BETAS
-    schedule = optim.Schedule(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
 
     # Resume.
     states = States(
@@ -156,7 +160,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, costs, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     cubes = config.data.batch_size * every  # per step
     per_epoch = max(1, config.data.samples_per_epoch // cubes)
     numbers: dict[str, Any] = {
@@ -240,10 +244,8 @@ def losses(networks: nn.ModuleDict, batch: Batch, config: Config) -> dict[str, T
     return {"loss": loss, **terms}
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes = open_volumes(config.data)
     loader = make_loader(
         volumes, split_data(volumes, config.data), config.data, seed=config.run.seed
@@ -252,7 +254,16 @@ def rehearse(
     model: Any = networks["mae"]
     if config.model.recompute:
         recompute([*model.encoder.blocks, *model.blocks])
-    return networks.to(device), loader, lambda n, batch: losses(n, batch, config)["loss"]
+    optimiser = optim.adamw(networks.to(device), config.optim)
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, batch, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:
@@ -339,7 +350,7 @@ def finish(
     """Figures, pictures and the report; what came out, in words for a person."""
     held = mae_check.model_error(model, checked, config.data, **numbers)
     plain, fitted = mae_check.inpainting_errors(model, checked, config.data, seed=config.run.seed)
-    figures = Figures(error=held, trilinear=plain, trilinear_fitted=fitted)
+    figures = HeldOutErrors(error=held, trilinear=plain, trilinear_fitted=fitted)
     points = mae_check.spectrum(model, checked, config.data, **numbers)
     (folder.path / "figures.json").write_text(
         json.dumps(asdict(figures) | {"spectrum": points}, indent=2) + "\n"

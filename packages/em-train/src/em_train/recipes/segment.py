@@ -12,7 +12,6 @@ a gap, and say when to stop, which weights to keep, and from which probability a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from em_train.engine.distributed import reduce
 from em_train.engine.ema import moving_average
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint
+from em_train.engine.reading import fingerprint_data
+from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
 from em_train.engine.states import States
@@ -50,7 +50,7 @@ from em_train.segment.labels import Classes, labelled
 from em_train.segment.loss import LossConfig, sums_of, terms_of
 from em_train.segment.networks import ModelConfig, freeze, initialise, layers_of, make_networks
 from em_train.segment.report import finish, preview
-from em_train.segment.validation import Window, check_classes, choose_windows, measure
+from em_train.segment.validation import Window, check_classes, choose_windows, score_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,12 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
     # No moving average: batch norm's statistics are not those of averaged weights, and the cosine ends
     # in weights that hardly move.
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=4000, lr=1e-3, stale_after=10, ema_decay=0.0)
+    run: RunConfig = field(
+        default_factory=lambda: RunConfig(steps=4000, stale_after=10, ema_decay=0.0)
     )
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         stride, size = self.network.stride, self.data.patch_vx
@@ -109,7 +109,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     windows = held_out(loader, classes, split, config)
-    data = fingerprint(loader, split.training)
+    data = fingerprint_data(loader, split.training)
 
     # Model: the network and its moving average.
     networks = make_networks(config.model, config.loss, classes).to(device)
@@ -117,7 +117,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
         initialise(networks, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
-    average = moving_average(networks, config.optim)
+    average = moving_average(networks, config.run)
     averaged: Any = average.module
     if config.run.compile:
         for network in networks.children():
@@ -126,10 +126,10 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
 
     # Optimiser.
     optimiser = optim.adamw(networks, config.optim, layers_of(networks))
-    schedule = optim.Schedule(optimiser, config.optim)
+    schedule = optim.Schedule(optimiser, config.optim, config.run.steps)
     scaler = precision.grad_scaler(config.run.precision, device)
-    update = Update(networks, optimiser, config.optim, scaler)
-    best = Best(higher=False, stale_after=config.optim.stale_after)
+    update = Update(networks, optimiser, scaler, clip_norm=config.optim.clip_norm, run=config.run)
+    best = Best(higher=False, stale_after=config.run.stale_after)
 
     # Resume.
     states = States(
@@ -147,7 +147,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     announce(config, folder, loader, classes, split, networks, device, start)
 
     # Loop.
-    steps, every, words = config.optim.steps, config.optim.accumulate, ""
+    steps, every, words = config.run.steps, config.run.accumulate, ""
     per_epoch = max(1, config.data.samples_per_epoch // (config.data.batch_size * every))
     numbers = (config.loss, device, config.run.precision)
     with StopRequest() as stop, meter("segment", steps, start) as bar:
@@ -172,7 +172,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
                 update.check(step, batch, folder.path)
             is_best = False
             if examined:
-                found = measure(averaged["network"], windows, *numbers)
+                found = score_windows(averaged["network"], windows, *numbers)
                 row |= found.row(classes.names)
                 is_best = best.improves(found.loss)
                 schedule.measure(found.loss)
@@ -203,7 +203,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     state = checkpoint.read(kept.resolve())
     average.load_state_dict(state["average"])
     save(averaged["network"], folder.weights / "network")
-    found = measure(averaged["network"], windows, *numbers, alone=True)
+    found = score_windows(averaged["network"], windows, *numbers, alone=True)
     summary = finish(
         averaged["network"], windows, classes, found, folder, config, device, state["step"]
     )
@@ -247,10 +247,8 @@ def losses(
     return {"loss": loss, **parts[0], "labelled": known.float().mean()}
 
 
-def rehearse(
-    config: Config, device: torch.device
-) -> tuple[nn.Module, Loader, Callable[[nn.ModuleDict, Batch], Tensor]]:
-    """Networks, batches and the loss of a batch: what `emtrain bench-train` measures."""
+def rehearse(config: Config, device: torch.device) -> Rehearsal:
+    """One training step and its batches: what `emtrain bench-train` measures."""
     volumes, labels, classes = open_data(config.data)
     crop = crop_of(volumes, config.data, config.patch_vx)
     split = split_data(volumes, labels, config.data, crop)
@@ -260,7 +258,16 @@ def rehearse(
         initialise(networks, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
-    return networks, loader, lambda n, batch: losses(n, batch, classes, config)["loss"]
+    optimiser = optim.adamw(networks, config.optim, layers_of(networks))
+    return one_player(
+        networks,
+        loader,
+        lambda n, batch: losses(n, batch, classes, config)["loss"],
+        optimiser,
+        clip_norm=config.optim.clip_norm,
+        run=config.run,
+        device=device,
+    )
 
 
 def check(config: Config) -> None:

@@ -45,31 +45,33 @@ class DataConfig:
     at_nm: tuple[float, float, float] | None = None
     """Wanted voxel size (z, y, x) in nm: the nearest level of each volume. Without it, the finest."""
     ignore: int | None = None
-    """Value of labels that says: not labelled."""
+    """Value of the labels that means unlabelled."""
     exclusive: bool = False
-    """A pixel has one class: where labels overlap, the last of them."""
+    """One class for every pixel: where labels overlap, the last of them counts."""
     split: SplitConfig = field(default_factory=SplitConfig)
     slices: PositiveInt | None = None
-    """Train on so many labelled slices, evenly spread. Without it, on all that are not held out."""
+    """Number of labelled slices to train on, evenly spread. Without it, all that are not held
+    out."""
     patch_vx: PositiveInt = 256
-    """Side of the patches."""
+    """Side of the training patches, in pixels."""
     depth_vx: PositiveInt = 16
-    """Slices of the patches of a 3D network."""
+    """Slices of a training patch of a 3D network."""
     batch_size: PositiveInt = 8
     """Patches per step, over all processes."""
     samples_per_epoch: PositiveInt = 1500
-    """Patches after which the held-out slices are looked at."""
+    """Patches between two looks at the held-out slices."""
     balance: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the patches that have an object at their centre, the same for every class."""
     augment: Literal["none", "plain", "fib-sem", "ss-tem"] = "plain"
-    """plain: turns, flips and grey values. fib-sem and ss-tem: all that befalls such volumes."""
+    """Augmentation: plain (turns, flips, grey values), fib-sem or ss-tem (everything that
+    befalls such volumes)."""
     memory_gib: PositiveFloat = 2.0
     """Memory for voxels in GiB. Volumes that fit are held, by every process; larger ones are
     read block by block."""
     threads: PositiveInt = 2
     """Reading threads."""
     checked_slices: PositiveInt = 16
-    """At most so many held-out slices of a volume are looked at, evenly spread."""
+    """Largest number of held-out slices of a volume that are scored, evenly spread."""
 
 
 def open_data(

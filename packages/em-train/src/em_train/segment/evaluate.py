@@ -24,7 +24,7 @@ from em_train.segment.data import DataConfig
 from em_train.segment.instances import (
     InstanceScore,
     Overlaps,
-    Wanted,
+    Subject,
     divide,
     judge_instances,
     overlaps,
@@ -35,6 +35,7 @@ from em_train.segment.report import Case, examine, save_case
 from em_train.segment.run import open_run
 from em_train.segment.validation import Window, choose_windows, slices_of
 
+OPTIONS = ("instances",)  # of the command, beside those of every recipe
 INSTANCE_SCORES = {
     "voi_split": "VOI, cut (bits)",
     "voi_merge": "VOI, joined (bits)",
@@ -112,7 +113,6 @@ def evaluate(
     protocol: Protocol,
     *,
     at_nm: tuple[float, float, float] | None = None,
-    baselines: bool = True,
     instances: Sequence[str] = (),
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
@@ -124,7 +124,6 @@ def evaluate(
         score: not for segmentation, where nothing is left to fit.
         protocol: `score_z` and `slices` of it: which slices, all labelled ones without it.
         at_nm: voxel size instead of that of the run.
-        baselines: there are none here.
         instances: names of classes whose instances are judged, or between: and a name, see `divide`.
     """
     if score is not None or protocol.fit_z is not None:
@@ -155,7 +154,7 @@ def evaluate(
             "give the same classes in the same order, as NAME=ADDRESS"
         )
     dividing = {
-        text: Dividing(Wanted.of(text, classes.names), labels, classes) for text in instances
+        text: Dividing(Subject.of(text, classes.names), labels, classes) for text in instances
     }
     everything = labels.covered
     if protocol.score_z is not None:
@@ -216,7 +215,7 @@ def labels_of(data: DataConfig, number: int) -> list[str]:
 class Dividing:
     """Gathers what the instances of a class, or those between it, have in common with the true ones."""
 
-    def __init__(self, wanted: Wanted, labels: Labels, classes: Classes) -> None:
+    def __init__(self, wanted: Subject, labels: Labels, classes: Classes) -> None:
         self.wanted, self.labels, self.classes = wanted, labels, classes
         self.overlaps: list[Overlaps] = []
 

@@ -18,18 +18,18 @@ import numpy as np
 BETWEEN = "between:"
 
 
-class Wanted(NamedTuple):
+class Subject(NamedTuple):
     """Which instances are judged."""
 
     channel: int
     between: bool
 
     @classmethod
-    def of(cls, text: str, names: Sequence[str]) -> Wanted:
+    def of(cls, text: str, names: Sequence[str]) -> Subject:
         """What `--instances` says, with the names of all classes.
 
-        >>> Wanted.of("between:membrane", ("membrane", "mitochondria"))
-        Wanted(channel=0, between=True)
+        >>> Subject.of("between:membrane", ("membrane", "mitochondria"))
+        Subject(channel=0, between=True)
         """
         name = text.removeprefix(BETWEEN)
         if name not in names:

@@ -24,7 +24,8 @@ class LossConfig:
     """What is asked for: cross-entropy + Dice."""
 
     kind: Literal["binary", "softmax"] = "binary"
-    """binary: a yes or no for every class. softmax: one class of every pixel, or the rest."""
+    """Loss: binary (a yes or no for every class) or softmax (one class, or the rest, for every
+    pixel)."""
     class_weights: tuple[float, ...] = ()
     """Weight of every class (softmax: of the rest first). Without them, all weigh the same."""
     focal: NonNegativeFloat = 0.0
@@ -32,7 +33,7 @@ class LossConfig:
     boundary_weight: PositiveFloat = 1.0
     """Weight of the pixels near a boundary in the cross-entropy."""
     boundary_vx: PositiveInt = 2
-    """How near."""
+    """Distance from a boundary, in pixels, up to which loss.boundary_weight counts."""
 
     @property
     def rest(self) -> bool:

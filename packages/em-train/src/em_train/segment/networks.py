@@ -25,11 +25,11 @@ class ModelConfig:
     """What is trained. The labels say how many classes there are."""
 
     kind: Literal["unet", "unet3d"] = "unet"
-    """unet: slice by slice. unet3d: in space."""
+    """Network: unet (slice by slice) or unet3d (in space)."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     unet3d: UNet3dConfig = field(default_factory=UNet3dConfig)
     freeze_guide: bool = False
-    """Keep the encoder that --init brought as it is."""
+    """Keep the weights of the encoder that --init brought."""
 
 
 def make_networks(model: ModelConfig, loss: LossConfig, classes: Classes) -> nn.ModuleDict:

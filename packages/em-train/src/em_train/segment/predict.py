@@ -26,7 +26,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool) -> Predictio
 
     Outputs are `classes` (0 for none; where several are found, the last) and `probabilities`.
     """
-    check_outputs(outputs, ("classes", "probabilities"), "segment")
+    check_outputs(outputs, "segment")
     stored = open_run(Path(run))
     if not stored.network.config.local:
         raise ValueError(

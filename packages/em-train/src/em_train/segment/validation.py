@@ -103,7 +103,7 @@ def check_classes(windows: Sequence[Window], classes: Classes) -> None:
             )
 
 
-def measure(
+def score_windows(
     model: nn.Module,
     windows: Sequence[Window],
     config: LossConfig,

@@ -1,0 +1,95 @@
+"""What `emtrain segment` takes beside the options of every recipe: labels, held-out slices, series."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from em_train.catalogue import Entry
+from em_train.commands.options import absolute, absolute_labels, parse_range
+from em_train.commands.start import Given, start
+
+if TYPE_CHECKING:
+    from em_train.engine.config import Layer
+
+
+def train(
+    entry: Entry,
+    given: Given,
+    *,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            metavar="NAME=LABELS[@VALUE]",
+            help="A class: where a label volume is not 0, or has a value. LABELS may name a label "
+            "image beside the volume. Once for each class, and for each volume in the same order.",
+        ),
+    ] = None,
+    val_z: Annotated[
+        str | None,
+        typer.Option(
+            "--val-z", metavar="A:B", help="Held-out slices A to B − 1. Default: the last 20 %."
+        ),
+    ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N…]",
+            help="Train on N labelled slices only; several: a run for each, compared.",
+        ),
+    ] = None,
+) -> None:
+    """Train once, or once for every number of slices."""
+    from em_train.engine import config as configuration
+    from em_train.engine.config import Layer
+    from em_train.segment.networks import guide_of
+    from em_train.segment.series import begun_with, run_series, slice_counts
+
+    layers = given.layers(entry.command)
+    data: dict[str, Any] = {}
+    if given.data:
+        data["volumes"] = [*map(absolute, given.data)]
+    if labels:
+        data["labels"] = [*map(absolute_labels, labels)]
+    if val_z:
+        data["split"] = {"z": parse_range("--val-z", val_z)}
+    counts = slice_counts(slices)
+    if len(counts) == 1:
+        data["slices"] = counts[0]
+    layers.append(Layer("options", {"data": data}))
+    config: Any = entry.load().Config
+
+    def run(
+        path: Path | None, more: Sequence[Layer], go_on: bool, again: str | None = None
+    ) -> None:
+        own = [*layers, *more]
+        if given.init and not go_on:
+            resolved = configuration.resolve(config, own)
+            own.append(Layer("--init", guide_of(given.init, resolved.data)))
+        start(entry, replace(given, out=path, resume=go_on), own, again=again)
+
+    if len(counts) < 2 or given.show_config:
+        run(given.out, (), given.resume)
+        return
+    if given.gpus or given.processes or given.slurm:
+        raise ValueError(
+            "--slices with several numbers runs in this process; leave --gpus and the like out"
+        )
+    path = given.out or Path("runs") / f"segment-{time.strftime('%Y%m%d-%H%M%S')}"
+    if given.resume:
+        init = {"run": {"init": absolute(given.init)}} if given.init else {}
+        layers[:0] = begun_with(path, counts, config, [*layers, Layer("--init", init)])
+    # The runs that have not begun need all that was typed.
+    typed = [one for one in sys.argv[1:] if one != "--resume"]
+    typed += [*(() if given.out else ("--out", str(path))), "--resume"]
+    again = shlex.join(["emtrain", *typed])
+    run_series(path, counts, partial(run, again=again), resume=given.resume)
