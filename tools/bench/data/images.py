@@ -7,17 +7,17 @@ Each reader runs in a fresh process, the readers in turns: it lists the folder, 
 serves batches of 32 crops of 64 × 64. Memory is what the process holds more after its last batch than
 before it began (resident set), so imports do not count. `Pillow` is what a project without a loader of
 its own would write: a list of paths and sizes, and a torch DataLoader in this process. The files are in
-the page cache. Speed is by processor time of all threads; its limit is decoding the images with Pillow, nothing else.
+the page cache. Speed is by processor time of all threads; its limit is decoding the images with Pillow
+and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +30,11 @@ import torch
 from em_data import PlaceSampler, StackConfig, open_images
 from em_data.loader import Loader
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import print_table, write
 
 BATCH = 32
 SIDE = 64
@@ -60,11 +62,7 @@ def main() -> None:
             "threads": 2,
             "versions": {m.__name__: m.__version__ for m in (np, PIL, torch)},
         }
-        machine = (
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        )
-        report = {"machine": machine, "conditions": conditions, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write(options.json, conditions, rows)
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -174,7 +172,7 @@ def pillow(folder: Path) -> Iterator[Any]:
 
 def decoding(folder: Path) -> Iterator[Any]:
     """Batches of images that are decoded and not used."""
-    paths = [folder / f"{number:06}.png" for number in range(4096)]
+    paths = sorted(folder.glob("*.png"))[:4096]
     yield None
     for first in range(0, FOREVER, BATCH):
         for number in range(first, first + BATCH):
@@ -191,7 +189,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             for peer in ("Pillow", "limit")
         ]
         table.add_row(row["case"], row["unit"], f"{row['ours']:,.4g}", *cells)
-    Console(width=120).print(table)
+    print_table(table, width=120)
 
 
 if __name__ == "__main__":

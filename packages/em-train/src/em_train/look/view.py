@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from em_data import grey_range, open_volume
 from em_data.formats.legend import Legend, read_legend
+from em_data.formats.options import split_options
 from em_data.geometry import Int3
 from PIL import Image, ImageDraw, ImageFont
 
@@ -233,11 +234,12 @@ def layers_of(address: str, *, below: bool, beside: bool = False) -> list[ShownL
     served = ServedVolume(
         address, channels=len(legend.channels) or 1, is_label=is_label, names=legend.classes
     )
-    name = re.sub(r"\.(ome\.)?zarr$", "", address.rstrip("/").rpartition("/")[2])
-    labels = [] if "://" in address or not Path(address).is_dir() else volume.label_names
+    place, _ = split_options(address)
+    name = re.sub(r"\.(ome\.)?zarr$", "", place.rstrip("/").rpartition("/")[2])
+    labels = [] if "://" in address or not Path(place).is_dir() else volume.label_names
     layers = [ShownLayer(name, served, legend, below or not labels)]
     for label in labels:
-        (found,) = layers_of(f"{address}/labels/{label}", below=False, beside=True)
+        (found,) = layers_of(f"{place}/labels/{label}", below=False, beside=True)
         layers.append(replace(found, name=f"{name}/{label}", visible=not below))
     return layers
 
