@@ -25,7 +25,6 @@ COVERED = {
     "kernels/library": "test_build",
     "train/commands/judge": "test_cli",
     "train/commands/learn": "test_catalogue",
-    "train/commands/options": "test_cli",
     "train/commands/segment": "recipes/test_segment",
     "train/commands/start": "test_catalogue",
     "train/commands/use": "test_cli",
@@ -61,7 +60,6 @@ COVERED = {
     "train/segment/data": "recipes/test_segment",
     "train/segment/networks": "recipes/test_segment",
     "train/segment/report": "segment/test_validation",
-    "train/segment/run": "segment/test_evaluate",
     "train/synth": "test_cli",
 }
 # Tests of more than one module, or of what is no module.
