@@ -15,6 +15,8 @@ from typing import NamedTuple
 from em_data import GreyRange, Volume, grey_range
 
 from em_train.engine.atomic import replacing
+from em_train.engine.errors import StoredFileError
+from em_train.engine.stored import read_json
 
 FILE = "grey.json"
 WITHIN = 0.1  # of the run's range: so far off may the ends of a volume be that is read with it
@@ -43,17 +45,14 @@ def keep(run: Path, ranges: Sequence[GreyRange]) -> None:
 
 def kept(run: Path) -> list[GreyRange]:
     """The ranges that a run keeps; none for runs that were trained before they did."""
-    path = run / FILE
-    try:
-        stored = json.loads(path.read_text())
-        return [_checked(low, high) for low, high in stored]
-    except FileNotFoundError:
+    path, remedy = run / FILE, "put it back, or remove it and give --grey volume"
+    if not path.exists():
         return []
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}); wanted a list of [low, high]: put it "
-            "back, or remove it and give --grey volume"
-        ) from error
+    stored = read_json(path, list[tuple[float, float]], remedy)
+    try:
+        return [_checked(low, high) for low, high in stored]
+    except ValueError as error:
+        raise StoredFileError(f"{path} is damaged: {error}; {remedy}") from None
 
 
 def choose(run: Path, volume: Volume, asked: str = "auto") -> Grey:

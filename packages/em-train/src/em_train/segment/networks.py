@@ -65,8 +65,7 @@ def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
             f"{init} holds a {described.name}; a U-Net takes a DenseEncoder as its guide: train "
             "one with emtrain dense-ssl, or leave --init out"
         )
-    own = stored_part(Path(init), "dense-ssl", "data", dense_data.DataConfig)
-    wanted = own.at_nm[1] if own.at_nm else own.pixel_nm
+    wanted = pixel_nm(Path(init))
     size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm if data.volumes else None
     ratio = max(1.0, wanted / size_nm[1]) if wanted and size_nm else 1.0
     guide = {"guide": described.config, "guide_scale": 2 ** round(math.log2(ratio))}
