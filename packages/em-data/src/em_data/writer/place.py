@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from em_data.errors import StoreExistsError
-from em_data.formats.ome_zarr import MARKERS
 
+MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")  # one of them lies in every zarr folder
 # What addresses begin with, one or more of them: `precomputed://`, `labels:`, `mitochondria=`.
 BEFORE_PATH = re.compile(r"[\w .+-]+(://|:|=)")
 # What lies in an array or group beside other ones: metadata, chunks, and what systems leave.

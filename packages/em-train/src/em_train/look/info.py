@@ -203,7 +203,7 @@ def _run(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(folder), "command": f"emtrain {described['command']}"}
     volumes = described.get("data", {}).get("volumes")
     found["data"] = ", ".join(map(str, volumes)) if isinstance(volumes, list) else "unknown"
-    wanted = described.get("optim", {}).get("steps", "unknown")
+    wanted = described.get("run", {}).get("steps", "unknown")
     found["steps"] = f"{rows[-1]['step'] if rows else 0} of {wanted}"
     if rows:
         found["last row"] = [f"{key} {value:.4g}" for key, value in rows[-1].items()]

@@ -12,10 +12,9 @@ from em_data import open_volume
 from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig
 from torch import nn
 
-from em_train.dense import data as dense_data
 from em_train.engine import checkpoint
 from em_train.engine.errors import CheckpointError
-from em_train.engine.run_folder import stored_part
+from em_train.engine.stored import read_json
 from em_train.segment.data import DataConfig
 from em_train.segment.labels import Classes
 from em_train.segment.loss import LossConfig
@@ -51,6 +50,19 @@ def make_networks(model: ModelConfig, loss: LossConfig, classes: Classes) -> nn.
     return nn.ModuleDict({"network": UNet3d(replace(model.unet3d, classes=outputs))})
 
 
+@dataclass(frozen=True)
+class _Scale:
+    at_nm: tuple[float, float, float] | None = None
+    pixel_nm: float | None = None
+
+
+@dataclass(frozen=True)
+class _GuideRun:
+    """What counts here of the configuration of the run that a guide comes from."""
+
+    data: _Scale
+
+
 def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
     """Configuration that makes room for the encoder of a dense-ssl run; empty for other runs.
 
@@ -65,7 +77,9 @@ def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
             f"{init} holds a {described.name}; a U-Net takes a DenseEncoder as its guide: train "
             "one with emtrain dense-ssl, or leave --init out"
         )
-    wanted = pixel_nm(Path(init))
+    remedy = "put back a copy of it, or leave --init out"
+    own = read_json(Path(init) / "config.json", _GuideRun, remedy).data
+    wanted = own.at_nm[1] if own.at_nm else own.pixel_nm
     size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm if data.volumes else None
     ratio = max(1.0, wanted / size_nm[1]) if wanted and size_nm else 1.0
     guide = {"guide": described.config, "guide_scale": 2 ** round(math.log2(ratio))}
