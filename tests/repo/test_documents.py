@@ -182,7 +182,9 @@ def wrong_keys(text):
     """Keys of the configuration that are named by themselves, with or without a value."""
     every = set().union(*(keys_of(name) for name in RECIPES))
     for piece in code(text):
-        for key in re.findall(rf"^((?:{'|'.join(GROUPS)})\.[a-z][\w.]*)(?:=.*)?$", piece):
+        for key in re.findall(
+            rf"^((?:{'|'.join(GROUPS)})\.(?!safetensors)[a-z][\w.]*)(?:=.*)?$", piece
+        ):
             group = any(one.startswith(f"{key}.") for one in every)
             if key not in every and not group:
                 yield key

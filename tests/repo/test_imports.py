@@ -35,7 +35,7 @@ ROOMS = {
         "sampler": {""},
         "loader": {"", "formats", "sampler"},
         "augment": {"", "sampler"},
-        "writer": {""},
+        "writer": {"", "formats"},
     },
     "em-train": {
         "": {"commands", "engine"},

@@ -2,7 +2,7 @@
 
 Prototypes learn under losses that want every code predicted, so they leave out what is hard to predict,
 and with it what makes rare structures different. The embedding knows more: its clusters say more about
-the tissue than the codes it was trained with (docs/dense-ssl.md has the figures). What is thin and local
+the tissue than the codes it was trained with (docs/results/dense-ssl.md has the figures). What is thin and local
 takes little room in the embedding, though, so first those of its directions are stretched that tell what
 a place looks like to the filter bank.
 

@@ -359,20 +359,22 @@ def finish(
     )
     preview(model, checked[0], config.data, folder.images / "filled-in.png", **numbers)
     save_spectrum(points, folder.images / "spectrum.png")
-    rows = [row for row in folder.rows() if "tokens_per_s" in row]
-    later = rows[len(rows) // 2 :]  # the first ones warm up
-    speed = {key: median(row[key] for row in later) for key in ("tokens_per_s", "gflop_per_s")}
-    used = speed["gflop_per_s"] * 1e9 / (fastest * distributed.size())
     summary = {
-        "steps": f"{rows[-1]['step']}",
+        "steps": f"{config.run.steps}",
         "held-out error": f"{held:.3f} of the variance of a hidden patch; 1 is a flat patch",
         "trilinear in-painting": f"{plain:.3f}: the model has {held / plain:.2f} of its error",
         "in-painting, helped": f"{fitted:.3f} with the mean and contrast that suit it best: the "
         f"model has {held / fitted:.2f} of its error",
         "missed details": ", ".join(f"{share:.0%} at {f:.2f}" for f, share in points)
         + " cycles per voxel",
-        "speed": f"{speed['tokens_per_s']:,.0f} tokens/s, {speed['gflop_per_s']:,.0f} GFLOP/s: "
-        f"{used:.0%} of the speed of a matrix product on this device",
     }
+    rows = [row for row in folder.rows() if "tokens_per_s" in row]
+    if later := rows[len(rows) // 2 :]:  # the first ones warm up; none where rows were lost
+        speed = {key: median(row[key] for row in later) for key in ("tokens_per_s", "gflop_per_s")}
+        used = speed["gflop_per_s"] * 1e9 / (fastest * distributed.size())
+        summary["speed"] = (
+            f"{speed['tokens_per_s']:,.0f} tokens/s, {speed['gflop_per_s']:,.0f} GFLOP/s: "
+            f"{used:.0%} of the speed of a matrix product on this device"
+        )
     write_report(folder, config, summary)
     return summary
