@@ -51,7 +51,7 @@ def test_context_is_shuffled_among_two_or_more(monkeypatch):
 )
 def test_volumes_are_learned_at_one_scale(monkeypatch, shape, size_nm, pixel_nm, expected):
     volume = open_volume(np.zeros(shape, np.uint8), voxel_size_nm=size_nm)
-    monkeypatch.setattr(reading, "open_volume", lambda address, at_nm: volume)
+    monkeypatch.setattr(reading, "open_volume", lambda address, at_nm, gaps: volume)
     stack = StackConfig(size_vx=65, offsets_z=(-1, 0, 1))
     data = DataConfig(pixel_nm=pixel_nm, stack=stack)
     found = open_volumes(data)

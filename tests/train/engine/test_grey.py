@@ -48,7 +48,7 @@ def test_runs_that_keep_no_range_are_read_as_before(tmp_path, volume):
 )
 def test_a_damaged_file_is_named(tmp_path, volume, text):
     (tmp_path / grey.FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"grey\.json is damaged .*--grey volume"):
+    with pytest.raises(ValueError, match=r"grey\.json is damaged: .*--grey volume"):
         grey.choose(tmp_path, volume)
     assert grey.choose(tmp_path, volume, "volume").range == grey_range(volume)
 

@@ -15,10 +15,10 @@ def small(**groups):
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_still_starts_from_other_weights(tmp_path):
-    first = small(optim={"steps": 1}, run={"device": "cpu"})
+    first = small(run={"steps": 1, "device": "cpu"})
     assert work(recipe, "dense-ssl", first, tmp_path / "a", resume=False)
-    settings = {"device": "cpu", "init": str(tmp_path / "a"), "seed": 1}
-    second = small(optim={"steps": 1}, run=settings)
+    settings = {"steps": 1, "device": "cpu", "init": str(tmp_path / "a"), "seed": 1}
+    second = small(run=settings)
     new_run(tmp_path / "b", second, "dense-ssl")  # and no more: killed right after
     assert work(recipe, "dense-ssl", second, tmp_path / "b", resume=True)
     average = checkpoint.load(tmp_path / "a" / "checkpoints")["average"]

@@ -96,7 +96,7 @@ def test_a_backbone_of_timm_trains_to_its_report(tmp_path, backbone, size_vx):
     config = small(
         data={"stack": {"size_vx": size_vx}},
         model={"kind": "timm", "timm": timm},
-        optim={"steps": 2},
+        run={"steps": 2},
     )
     path = tmp_path / "run"
     assert start(path, config)
@@ -161,7 +161,7 @@ def test_a_kill_at_any_time_loses_nothing_and_repeats_no_row(
 
 
 def test_loss_is_made_of_its_parts_and_learns(tmp_path):
-    config = small(optim={"steps": 30, "warmup_steps": 3}, run={"picture_every": 100})
+    config = small(optim={"warmup_steps": 3}, run={"steps": 30, "picture_every": 100})
     start(tmp_path / "run", config)
     rows = measured(tmp_path / "run")
     for row in rows:
@@ -368,7 +368,7 @@ def test_hard_codes_cover_the_slice_without_its_border():
 
 def test_a_volume_larger_than_the_memory_is_read_by_blocks(tmp_path):
     changes = {"volumes": ["synthetic:shape=16x800x800,seed=1"], "memory_gib": 9 / 1024}
-    config = small(data=changes, optim={"steps": 2})
+    config = small(data=changes, run={"steps": 2})
     (volume,) = recipe.open_volumes(config.data)
     assert isinstance(make_loader([volume], config.data, rim=12, seed=0).sampler, BlockSampler)
     assert start(tmp_path / "run", config)
@@ -409,7 +409,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
         with pytest.raises(ConfigError, match="run.seed"):
             small(run=wrong)
     with pytest.raises(ConfigError, match="ema_decay"):
-        small(optim={"ema_decay": 1.0})
+        small(run={"ema_decay": 1.0})
     with pytest.raises(ValueError, match="--data"):
         recipe.check(small(data={"volumes": []}))
 
@@ -420,7 +420,7 @@ def test_a_run_of_steps_that_are_not_finite_stops_and_keeps_the_batch(
 ):
     real = loss.cross_entropy
     monkeypatch.setattr(loss, "cross_entropy", lambda *args, **rest: real(*args, **rest) * factor)
-    config = small(optim={"bad_steps": 3})
+    config = small(run={"bad_steps": 3})
     with pytest.raises(
         FloatingPointError,
         match=r"step 3: the gradient norm is nan, for 3 steps.*bad-batch-rank0.pt .samples 4 to 5 of epoch 0",

@@ -117,8 +117,8 @@ def test_it_learns(tmp_path, disks):
             "batch_size": 4,
         },
         model={"unet": {"channels": [8, 12, 16]}},
-        optim={"steps": 60, "lr": 1e-2},
-        run={"log_every": 20, "picture_every": 100, "checkpoint_every": 100},
+        optim={"lr": 1e-2},
+        run={"steps": 60, "log_every": 20, "picture_every": 100, "checkpoint_every": 100},
     )
     assert start(tmp_path / "run", config)
     (found,) = json.loads((tmp_path / "run" / "scores.json").read_text())["classes"]
@@ -185,7 +185,7 @@ def test_it_stops_early_and_keeps_the_best(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(recipe, "measure", rising)
-    config = small(optim={"steps": 100, "stale_after": 2})
+    config = small(run={"steps": 100, "stale_after": 2})
     assert start(tmp_path / "run", config)
     assert measured(tmp_path / "run")[-1]["step"] == 6
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["best_step"] == 2
@@ -216,7 +216,7 @@ def test_slices_are_spread_over_what_is_labelled_and_not_held_out(disks):
 def test_several_volumes_with_labels_of_the_same_name(tmp_path, disks):
     config = small(
         data={"volumes": [str(disks)] * 2, "labels": ["discs"], "augment": "none"},
-        optim={"steps": 2},
+        run={"steps": 2},
     )
     assert start(tmp_path / "run", config)
     found = json.loads((tmp_path / "run" / "scores.json").read_text())
