@@ -350,7 +350,7 @@ SCALE = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
         (axes(), [{"type": "scale", "scale": [0, 1, 1]}], "above 0"),
         (axes(), [{"type": "scale", "scale": [1, 1]}], "wanted a scale or translation of 3"),
         (axes(), [{"type": "affine", "affine": []}], "affine.*not understood"),
-        ([{"type": "space"}], SCALE, "not OME-NGFF 0.4"),
+        ([{"type": "space"}], SCALE, "OME-NGFF 0.4. is not understood"),
     ],
 )
 def test_odd_metadata_is_refused_by_name(image, axes, steps, message):

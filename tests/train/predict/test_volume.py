@@ -250,7 +250,7 @@ def test_another_network_does_not_go_on(run, tmp_path, monkeypatch):
     )  # stopped before the first block
     out = tmp_path / "n.zarr"
     assert CliRunner().invoke(app, arguments(run, out)).exit_code == 75
-    monkeypatch.setattr(prediction, "fingerprint", lambda _: "another")
+    monkeypatch.setattr(prediction, "fingerprint_run", lambda _: "another")
     with pytest.raises(StoreExistsError, match="config.weights"):
         CliRunner().invoke(app, arguments(run, out, "--resume"), catch_exceptions=False)
 

@@ -67,14 +67,13 @@ def grey_table(colours: np.ndarray) -> np.ndarray | None:
 def shown(path: object, array: Array, page: Any) -> Array:
     """The grey values of pages of a TIFF file that are like `page`."""
     dtype, kind = np.dtype(array.dtype), getattr(page, "photometric", None)
-    if kind == MINISWHITE:
+    if kind == MINISWHITE and dtype.kind != "b":  # masks of bits, which libraries write so, stay
         if dtype.kind == "f":
             raise VolumeFormatError(
                 f"{path} says that 0 is white and holds {dtype}, of which no value is black; write it "
                 "anew with 0 as black"
             )
-        top = 1 if dtype.kind == "b" else 2**page.bitspersample - 1
-        return Shown(array, np.logical_not if dtype.kind == "b" else partial(np.subtract, top))
+        return Shown(array, partial(np.subtract, 2**page.bitspersample - 1))
     if kind == PALETTE and page.colormap is not None:
         colours = np.asarray(page.colormap).T  # (N, 3) uint16
         if (
