@@ -140,6 +140,10 @@ def test_a_page_that_calls_itself_this_machine_gets_nothing(server, host):
     assert status(send(server, request.encode())) in (400, 403, 404, 421)
 
 
+def threads():
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
 def test_a_crowd_that_says_nothing_does_not_lock_others_out(server):
     lines = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(100)]
     try:
@@ -148,8 +152,10 @@ def test_a_crowd_that_says_nothing_does_not_lock_others_out(server):
         began = time.monotonic()
         assert alive(server)
         assert time.monotonic() - began < 20
-        mine = [t for t in threading.enumerate() if "process_request_thread" in t.name]
-        assert len(mine) <= 64, f"{len(mine)} threads for 100 silent callers"
+        # Those whose place was given away end as soon as they get a turn.
+        while (count := threads()) > 64 and time.monotonic() - began < 20:
+            time.sleep(0.1)
+        assert count <= 64, f"{count} threads for 100 silent callers"
     finally:
         for line in lines:
             line.close()

@@ -90,7 +90,7 @@ def nan_share(volume: Volume) -> float:
         boxes = list(tiles(volume.shape, (1, *volume.shape[1:])))
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         finite = pool.map(lambda box: np.count_nonzero(np.isfinite(volume.read(box))), boxes)
-        return 1 - sum(finite) / sum(math.prod(box.size_vx) for box in boxes)
+        return 1 - int(sum(finite)) / sum(math.prod(box.size_vx) for box in boxes)
 
 
 def _thinned(box: np.ndarray) -> int:

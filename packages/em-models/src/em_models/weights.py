@@ -114,6 +114,14 @@ def load(folder: str | Path) -> nn.Module:
             f"{path} holds the weights of another model than config.json describes: "
             f"{'; '.join(wrong[:NAMED])}{more}; copy both files again"
         )
+    bad = [
+        key for key, one in weights.items() if one.is_floating_point() and not one.isfinite().all()
+    ]
+    if bad:
+        raise ValueError(
+            f"{path} holds values that are NaN or infinite ({', '.join(bad[:NAMED])}); copy it again, or "
+            "train anew with a lower learning rate"
+        )
     model.load_state_dict(weights)
     return model.eval()
 

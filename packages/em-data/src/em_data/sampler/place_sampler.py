@@ -79,6 +79,7 @@ class PlaceSampler:
         weights: how often each volume is drawn; without them by the number of its places.
         aims: which share of the crops has what at its centre.
 
+    >>> from em_data import CubeConfig
     >>> sampler = PlaceSampler([(40, 512, 512)], CubeConfig(size_vx=(5, 128, 128)), seed=0)
     >>> sampler(Key(epoch=0, number=0)).box.origin_vx
     (1, 96, 201)

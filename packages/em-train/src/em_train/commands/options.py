@@ -111,7 +111,7 @@ def layers_of(
     from em_train.engine import config as configuration
 
     layers = []
-    if preset:
+    if preset is not None:
         layers.append(configuration.preset_layer(preset, command))
     if file:
         layers.append(configuration.file_layer(file, command))

@@ -150,7 +150,7 @@ def preset_layer(name: str, command: str) -> Layer:
     found = {path.name.removesuffix(".toml"): path for path in preset_files(command)}
     if name not in found:
         raise ConfigError(
-            f"no preset {name!r} for {command}; there are: {', '.join(sorted(found))}"
+            f"--preset: no preset {name!r} for {command}; there are: {', '.join(sorted(found))}"
         )
     return Layer(f"preset {name}", tomllib.loads(found[name].read_text()))
 
