@@ -174,7 +174,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
 def test_it_stops_early_and_keeps_the_best(tmp_path, monkeypatch):
     """Losses that only rise: the run ends after two, with the weights of the first."""
     losses = iter([1.0, 2.0, 3.0, 4.0])
-    measure = recipe.measure
+    measure = recipe.score_windows
 
     def rising(*arguments, alone=False):
         found = measure(*arguments, alone=alone)
@@ -184,7 +184,7 @@ def test_it_stops_early_and_keeps_the_best(tmp_path, monkeypatch):
             else type(found)(loss=next(losses), histograms=found.histograms, dice=found.dice)
         )
 
-    monkeypatch.setattr(recipe, "measure", rising)
+    monkeypatch.setattr(recipe, "score_windows", rising)
     config = small(run={"steps": 100, "stale_after": 2})
     assert start(tmp_path / "run", config)
     assert measured(tmp_path / "run")[-1]["step"] == 6
