@@ -477,3 +477,17 @@ def test_earlier_attempts_train_and_are_found_out(tmp_path, name):
     missed = {verdict["title"] for verdict in proof["verdicts"] if verdict["passed"] is False}
     assert proof["passed"] is False and "shift κ" in missed
     assert "FAILED" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_labels_that_are_damaged_do_not_end_a_run_that_never_learns_from_them(tmp_path, capsys):
+    shape, size = (8, 96, 96), (45.0, 8.0, 8.0)
+    rng = np.random.default_rng(0)
+    with new_store(tmp_path / "v.zarr") as store:
+        for label in (None, "classes"):
+            image = store.add_image(shape, np.uint8, size, label=label)
+            image.write(Box((0, 0, 0), shape), rng.integers(0, 3, shape).astype(np.uint8))
+    (tmp_path / "v.zarr" / "labels" / "classes" / "zarr.json").write_text("null")
+    changes = {"volumes": [str(tmp_path / "v.zarr")]}
+    assert start(tmp_path / "run", small(data=changes, run={"steps": 2, "picture_every": 1}))
+    assert "labels  not shown: " in capsys.readouterr().err
+    assert (tmp_path / "run" / "report.html").exists()

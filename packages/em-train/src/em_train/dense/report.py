@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from em_data import Box, GreyRange, Volume
 from em_models import Geometry
 
 from em_train.dense.proof import Proof, in_words
+from em_train.engine.progress import say
 from em_train.engine.run_folder import RunFolder
 from em_train.judge.baselines import grey_centres, grey_codes
 from em_train.judge.codes import nmi
@@ -73,26 +74,39 @@ def preview(encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, na
     colours = pictures.class_map(hard_codes(encoder, image)[0], classes)
     raw = np.rint(without_border(image[0], geometry) * 255).astype(np.uint8)
     panels = [("raw", raw), ("classes", colours), ("both", pictures.overlay(raw, colours))]
-    truth = stored_truth(volume)
+    truth = truth_in(volume, [box])
     if truth is not None:
-        inner = without_border(truth.read(box)[0], geometry)
+        inner = without_border(truth[0][0], geometry)
         names, labels = np.unique(inner, return_inverse=True)
         shown = pictures.true_map(labels.reshape(raw.shape), len(names))
         panels.append(("truth (never seen)", shown))
     pictures.save_row(panels, folder.images / f"{name}.png")
 
 
+def truth_in(volume: Volume, boxes: Sequence[Box]) -> list[np.ndarray] | None:
+    """The truth that is stored beside a volume; None where there is none, or none that can be read.
+
+    It is shown and never learned from: labels that are damaged do not end a run.
+    """
+    try:
+        truth = stored_truth(volume)
+        return None if truth is None else [truth.read(box) for box in boxes]
+    except (OSError, ValueError) as error:
+        say(f"labels  not shown: {error}")
+        return None
+
+
 def agreement(encoder: Any, volume: Volume, grey: GreyRange) -> dict[str, float] | None:
     """NMI with the truth of the learned classes and of k-means on smoothed grey, same pixels."""
-    truth = stored_truth(volume)
-    if truth is None:
-        return None
     geometry, k = encoder.geometry, encoder.config.classes
     planes = sorted({int(z) for z in np.linspace(0, volume.shape[0] - 1, SCORED_SLICES + 2)[1:-1]})
     boxes = [view_box(volume, geometry, z, SCORED_VX) for z in planes]
+    truth = truth_in(volume, boxes)
+    if truth is None:
+        return None
     image = np.concatenate([grey.unit(volume.read(box)) for box in boxes])  # (Z, Y, X)
-    labels = np.concatenate([truth.read(box) for box in boxes])
-    _, classes = np.unique(without_border(labels, geometry), return_inverse=True)
+    labels = without_border(np.concatenate(truth), geometry)
+    _, classes = np.unique(labels, return_inverse=True)
     true = torch.from_numpy(classes.ravel())
     slices = torch.from_numpy(image)
     smoothed = grey_codes(slices, grey_centres(slices, k)).numpy()
