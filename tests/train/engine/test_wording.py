@@ -68,3 +68,10 @@ def test_the_command_says_it_in_one_line(monkeypatch, capsys):
         cli.main()
     told = capsys.readouterr().err
     assert told.startswith("error: out of memory (CUDA") and told.count("\n") == 1
+
+
+def test_sizes_that_cannot_be_counted_and_names_without_end_are_one_short_line():
+    with pytest.raises(Exception) as raised:
+        torch.empty(10**30)
+    assert is_mendable(raised.value) and one_line(raised.value).startswith("out of memory")
+    assert len(one_line(ValueError(f"{'v' * 10_000}: nothing is there"))) < 300

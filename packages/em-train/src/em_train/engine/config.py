@@ -27,7 +27,7 @@ from em_train.engine.atomic import replacing
 from em_train.engine.errors import ConfigError
 
 T = TypeVar("T")
-REMEDY = "give a .toml, or the config.json of a run"
+REMEDY = "give --config a .toml, or the config.json of a run"
 Tree = Mapping[str, Any]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 
 # What a person can mend.
@@ -30,7 +31,12 @@ LOWER = (
     "lower what is held at once: the batch (data.batch_size, --set) or the crop when learning, --block "
     "or --processes when predicting, memory_gib and threads when reading"
 )
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc"),
+    # Sizes that torch cannot even count.
+    *("Overflow when unpacking long", "size calculation overflowed"),
+)
+LONG_WORD = re.compile(r"\S{400,}")
 
 
 def is_mendable(error: BaseException) -> bool:
@@ -45,11 +51,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in NO_MEMORY)
+    counted = isinstance(error, RuntimeError | TypeError | OverflowError)
+    return counted and any(one in str(error) for one in NO_MEMORY)
 
 
 def one_line(error: BaseException) -> str:
-    """What is told of an error that a person can mend."""
+    """What is told of an error that a person can mend; of names without end the two ends."""
+    return LONG_WORD.sub(lambda word: f"{word[0][:100]}…{word[0][-100:]}", _told(error))
+
+
+def _told(error: BaseException) -> str:
     text = str(error)
     if is_out_of_memory(error):
         # What was refused by a check of this program says itself what to lower.
