@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from em_data import CubeConfig, GreyRange, Volume
+from em_data import CubeConfig, GreyRange, Volume, open_volume
 from em_models import DenseEncoder, DenseEncoderConfig, Vit3d, Vit3dConfig
 from em_train.dense.codes import grid_maps
 from em_train.dense.run import DenseRun
 from em_train.features.patches import bank_maps, places, raw_patches
-from em_train.features.slab import Slab
+from em_train.features.slab import Slab, patch_grid
 from em_train.mae.data import DataConfig
 from em_train.mae.run import MaeRun
 
@@ -101,3 +101,9 @@ def test_the_bank_and_the_place(volume):
     assert at.shape == (51, 2, 3, 4)
     assert at[:3, 1, 2, 3].tolist() == [2.5, 4.5, 4.5]
     assert float(at[3, 0, 0, 0]) == pytest.approx(math.sin(1.5), abs=1e-5)
+
+
+def test_a_volume_smaller_than_a_patch_is_named():
+    thin = open_volume(np.zeros((1, 96, 96), np.uint8))
+    with pytest.raises(ValueError, match=r"array in memory: volume of .* give a larger volume"):
+        patch_grid(thin, (2, 8, 8))

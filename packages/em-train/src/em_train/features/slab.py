@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from em_data import Box, GreyRange, Volume
 from em_data.geometry import Int3, int3
+from em_models.windows import token_grid
 from torch import Tensor
 
 
@@ -28,6 +29,16 @@ class Slab(NamedTuple):
             for one in (self.origin, self.size)
         ]
         return Box(int3(scaled[0]), int3(scaled[1]))
+
+
+def patch_grid(volume: Volume, patch_vx: Int3) -> Int3:
+    """Patches of a volume along each axis; one that holds none is refused by its name."""
+    try:
+        return token_grid(volume.shape, patch_vx)
+    except ValueError as error:
+        raise ValueError(
+            f"{volume.source}: {error}; give a larger volume, or a run with smaller patches"
+        ) from None
 
 
 def mean_of_planes(slab: Slab, features: Any, step: int, reach_vx: int) -> Tensor:

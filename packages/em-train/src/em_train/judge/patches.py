@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from em_data import Box, Volume, grey_range, open_volume
 from em_data.geometry import Int3, int3
-from em_models.windows import token_grid
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +28,7 @@ from em_train.engine.progress import say
 from em_train.features.frozen import FrozenRun
 from em_train.features.open import open_run
 from em_train.features.patches import bank_maps, places, raw_patches
-from em_train.features.slab import Slab
+from em_train.features.slab import Slab, patch_grid
 from em_train.judge.ranges import fit_and_score, overlap
 from em_train.judge.readout import HIDDEN, average_precision, best_threshold, dice, fit_readout
 from em_train.judge.truth import Truth, open_truth
@@ -220,7 +219,7 @@ def _features(
 
 def slabs(volume: Volume, truth: Truth, patch: Int3, config: ProbeConfig) -> tuple[Slab, Slab]:
     """The patches to fit and to score: those that lie wholly in their slices."""
-    labelled, grey, grid = truth.slices(), grey_range(volume), token_grid(volume.shape, patch)
+    labelled, grey, grid = truth.slices(), grey_range(volume), patch_grid(volume, patch)
     fit_z, score_z = fit_and_score(labelled, config.fit_z, config.score_z)
     side = [min(n, max(1, config.window_vx // p)) for n, p in zip(grid[1:], patch[1:], strict=True)]
     start = [(n - s) // 2 for n, s in zip(grid[1:], side, strict=True)]

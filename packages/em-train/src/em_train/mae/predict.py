@@ -17,10 +17,9 @@ import numpy as np
 from em_data import Box, ImageConfig, Volume
 from em_data.geometry import Int3, float3, int3
 from em_data.writer.tiling import TileGrid
-from em_models.windows import token_grid
 
 from em_train.engine.grey import choose
-from em_train.features.slab import Slab
+from em_train.features.slab import Slab, patch_grid
 from em_train.mae.run import open_run
 from em_train.predict.plan import Prediction, check_outputs
 
@@ -34,7 +33,7 @@ def plan(run: str, address: str, outputs: Sequence[str], tta: bool, grey: str) -
         raise ValueError("--tta is of probabilities; the mean of vectors of turned patches is none")
     stored = open_run(Path(run))
     volume, config = stored.open(address), stored.encoder.config
-    chosen, grid = choose(Path(run), volume, grey), token_grid(volume.shape, config.patch_vx)
+    chosen, grid = choose(Path(run), volume, grey), patch_grid(volume, config.patch_vx)
     size_nm, origin_nm = volume.voxel_size_nm, volume.origin_nm
     if size_nm:
         origin_nm = float3(
