@@ -154,13 +154,13 @@ def summarise(
     encoder: Any, volume: Volume, grey: GreyRange, folder: RunFolder, proof: Proof | None
 ) -> dict[str, str]:
     """What came out, in words for a person."""
-    rows = folder.rows()
-    last = rows[-max(1, len(rows) // 10) :]  # one batch says little
-    information = sum(row["information"] for row in last) / len(last)
-    summary = {
-        "steps": f"{rows[-1]['step']}",
-        "information": f"about {information:.2f} nats that a code shares with its neighbours",
-    }
+    rows, summary = folder.rows(), {}
+    if last := rows[-max(1, len(rows) // 10) :]:  # one batch says little; none where rows were lost
+        information = sum(row["information"] for row in last) / len(last)
+        summary["steps"] = f"{rows[-1]['step']}"
+        summary["information"] = (
+            f"about {information:.2f} nats that a code shares with its neighbours"
+        )
     if proof is not None:
         used = proof.figures.effective_classes
         summary["classes"] = f"{used:.1f} of {encoder.config.classes} effectively in use"
