@@ -123,7 +123,7 @@ def entry_of(run: Path) -> Entry:
     if command not in RECIPES:
         raise ValueError(
             f"{run} is a run of {command}, which this version does not know; it knows "
-            f"{', '.join(RECIPES)}"
+            f"{', '.join(RECIPES)}: put back its config.json, or take the version that made it"
         )
     return RECIPES[command]
 

@@ -98,7 +98,7 @@ def parse(text: str) -> Specification:
     """
     match = SPECIFICATION.fullmatch(text)
     if match is None or EMPTY.fullmatch(text):
-        raise ValueError(f"labels are {text!r}; wanted {WANTED}")
+        raise ValueError(f"--labels: labels are {text!r}; wanted {WANTED}")
     name, kind, value = match["name"], match["kind"] or "", match["value"]
     if kind and value:
         raise ValueError(f"labels are {text!r}; {kind}: takes all values, leave @{value} out")
