@@ -14,6 +14,7 @@ from em_train.catalogue import RECIPES, Entry
 from em_train.cli import app
 from em_train.commands import learn
 from em_train.engine import optim, precision
+from em_train.engine.errors import RunFolderError
 from em_train.engine.optim import OptimConfig
 from em_train.engine.rehearsal import Rehearsal
 from em_train.engine.run_config import RunConfig
@@ -134,3 +135,12 @@ def test_a_run_of_an_unknown_recipe_is_named(tmp_path):
         catalogue.entry_of(tmp_path)
     with pytest.raises(ValueError, match=r"holds no run.*give a folder that emtrain made"):
         catalogue.entry_of(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("key", ["steps", "accumulate", "ema_decay", "seed"])
+def test_what_decides_the_result_stays_when_a_run_is_resumed(toy, tmp_path, key):
+    run, other = tmp_path / "run", {"ema_decay": 0.5}.get(key, 3)
+    assert invoke("toy", "--out", run).exit_code == 0
+    with pytest.raises(RunFolderError, match=rf"run\.{key}"):
+        invoke("toy", "--out", run, "--resume", "--set", f"run.{key}={other}")
+    assert invoke("toy", "--out", run, "--resume", "--set", "run.log_every=7").exit_code == 0
