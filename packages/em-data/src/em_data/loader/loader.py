@@ -123,12 +123,7 @@ class Loader:
         self._images = ImageReader(volumes) if isinstance(volumes, Images) else None
         for volume in () if isinstance(volumes, Images) else volumes:
             volume.check_one_channel()
-        dtypes = types_of(volumes)
-        if len(dtypes) != 1 or str(next(iter(dtypes))) not in TYPES:
-            raise VolumeFormatError(
-                f"volumes hold {', '.join(sorted(map(str, dtypes)))}; wanted one type among "
-                f"{', '.join(TYPES)}: convert them, or train on those of one type"
-            )
+        self._dtype = dtype_of(volumes)
         if isinstance(sampler, BlockSampler) and sampler.plan.slots != batch_size * world:
             raise ValueError(
                 f"the block plan is for {sampler.plan.slots} samples a batch, but {world} ranks take "
@@ -143,7 +138,6 @@ class Loader:
                 "images have no blocks to share; sample them with PlaceSampler(images.shapes, …)"
             )
         self.volumes = volumes if isinstance(volumes, Images) else list(volumes)
-        self._dtype = next(iter(dtypes))
         self.sampler = sampler
         self.batch_size = batch_size
         self.samples_per_epoch = samples_per_epoch
@@ -404,11 +398,19 @@ class Loader:
         return labels, valid
 
 
-def types_of(volumes: Sequence[Volume]) -> set[np.dtype[Any]]:
-    """The types of volumes; a collection of images has one."""
+def dtype_of(volumes: Sequence[Volume]) -> np.dtype[Any]:
+    """The one type of all volumes; a collection of images has one."""
     if isinstance(volumes, Images):
-        return {volumes.dtype}
-    return {volume.dtype for volume in volumes}
+        types = {volumes.dtype: volumes.folder}
+    else:
+        types = {volume.dtype: volume.source for volume in reversed(volumes)}
+    if len(types) != 1 or not all(str(dtype) in TYPES for dtype in types):
+        held = ", ".join(f"{source} holds {dtype}" for dtype, source in types.items())
+        raise VolumeFormatError(
+            f"{held}; wanted one type among {', '.join(TYPES)}: convert them, or train on those of "
+            "one type"
+        )
+    return next(iter(types))
 
 
 def same_share(crop: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import typer
 
 from em_train.commands.options import (
     LABELS,
+    SEED_LIMIT,
     Debug,
     Grey,
     Json,
@@ -109,7 +110,7 @@ def prove(
     audit_steps: Annotated[
         int, typer.Option(min=0, metavar="N", help="Steps of the shuffle audit; 0 leaves it out.")
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Other crops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT, help="Other crops.")] = 0,
     json_path: Json = None,
     debug: Debug = False,
 ) -> None:
@@ -201,7 +202,9 @@ def evaluate(
     ] = None,
     grey: Grey = "auto",
     border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of clusterings and probes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=SEED_LIMIT, help="Of clusterings and probes.")
+    ] = 0,
     baselines: Annotated[bool, typer.Option(help="Also score the baselines.")] = True,
     picture: Annotated[
         Path | None,

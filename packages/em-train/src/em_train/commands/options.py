@@ -98,6 +98,7 @@ Set = Annotated[
 ShowConfig = Annotated[
     bool, typer.Option("--show-config", help="List every key, its value and meaning, and leave.")
 ]
+SEED_LIMIT = 2**63 - 1
 Channel = Annotated[
     str | None,
     typer.Option(metavar="N|NAME", help="Which channel, where the volume has several."),
@@ -174,6 +175,8 @@ def absolute_labels(options: list[str], volumes: Sequence[str]) -> list[str]:
 
 def parse_channel(text: str | None) -> int | str | None:
     """A channel by its number or its name."""
+    if text is not None and not text.strip():
+        raise ValueError("--channel is empty; give a number or a name, or leave it out")
     return int(text) if text and text.isdecimal() else text
 
 

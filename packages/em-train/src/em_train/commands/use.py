@@ -10,6 +10,7 @@ import typer
 
 from em_train.catalogue import RECIPES
 from em_train.commands.options import (
+    SEED_LIMIT,
     Channel,
     ConfigFile,
     Debug,
@@ -292,7 +293,10 @@ def synth(
     voxel_nm: Annotated[
         str, typer.Option(metavar="Z,Y,X", help="Voxel size in nanometres.")
     ] = "17.6,8,8",
-    seed: Annotated[int, typer.Option(help="Another seed, another piece of tissue.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=SEED_LIMIT, help="Another seed, another piece of tissue."),
+    ] = 0,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another property, e.g. noise=0.1."),
