@@ -12,10 +12,10 @@ from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import new_run
 from em_train.judge import truth
 from em_train.judge.truth import Protocol
+from em_train.predict.tiles import predict_logits
 from em_train.recipes import segment as recipe
 from em_train.segment import validation
 from em_train.segment.run import open_run
-from em_train.segment.tiles import predict_logits
 from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from typer.testing import CliRunner

@@ -4,11 +4,11 @@ import torch
 from em_data import Box, GreyRange, Region, Split, open_volume, place_labels
 from em_losses import bce_dice
 from em_models import UNet, UNetConfig
+from em_train.predict.tiles import predict_logits
 from em_train.segment.labels import Classes
 from em_train.segment.loss import LossConfig
 from em_train.segment.metrics import best_thresholds
 from em_train.segment.report import CASE_VX, Case, examine, panels
-from em_train.segment.tiles import predict_logits
 from em_train.segment.validation import (
     Window,
     check_classes,

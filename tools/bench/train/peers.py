@@ -341,7 +341,7 @@ class World:
 
 
 class Evaluating:
-    """A network in evaluation mode, as the tiles of `em_train.segment.tiles` want it, for a while."""
+    """A network in evaluation mode, as the tiles of `em_train.predict.tiles` want it, for a while."""
 
     def __init__(self, networks: nn.ModuleDict) -> None:
         self.networks = networks

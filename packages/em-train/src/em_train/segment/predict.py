@@ -17,10 +17,10 @@ from em_data.writer.tiling import as_uint8, predict_block
 from em_train.engine.grey import choose
 from em_train.engine.reading import open_raw
 from em_train.predict.plan import Prediction, check_outputs, class_images, turned
+from em_train.predict.tiles import grid_of, tile_model, tile_side
 from em_train.segment.loss import probabilities
 from em_train.segment.metrics import threshold_level
 from em_train.segment.run import open_run
-from em_train.segment.tiles import grid_of, tile_model, tile_side
 
 
 def plan(run: str, address: str, outputs: Sequence[str], tta: bool, grey: str) -> Prediction:

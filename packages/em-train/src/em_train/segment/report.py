@@ -18,6 +18,7 @@ from em_train.engine.precision import Precision
 from em_train.engine.run_folder import RunFolder
 from em_train.look import pictures, report
 from em_train.look.report import Curve
+from em_train.predict.tiles import predict_logits
 from em_train.segment.labels import Classes
 from em_train.segment.loss import LossConfig, probabilities
 from em_train.segment.metrics import (
@@ -29,7 +30,6 @@ from em_train.segment.metrics import (
     scores,
     threshold_level,
 )
-from em_train.segment.tiles import predict_logits
 from em_train.segment.validation import Measured, Window, judged, middle, slices_of
 
 CASE_VX = 256  # side of the best and worst cases

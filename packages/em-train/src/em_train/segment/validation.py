@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from em_train.engine import distributed
 from em_train.engine.precision import Precision
+from em_train.predict.tiles import predict_logits
 from em_train.segment.labels import Classes, labelled, truth_of
 from em_train.segment.loss import LossConfig, probabilities, sums_of, terms_of
 from em_train.segment.metrics import (
@@ -25,7 +26,6 @@ from em_train.segment.metrics import (
     histograms,
     threshold_level,
 )
-from em_train.segment.tiles import predict_logits
 
 WINDOW_VX = 1024  # largest side of what is looked at in a slice
 

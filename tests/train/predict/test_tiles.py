@@ -3,7 +3,7 @@ import pytest
 import torch
 from em_data import Box, GreyRange, open_volume
 from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig
-from em_train.segment.tiles import grid_of, predict_logits
+from em_train.predict.tiles import grid_of, predict_logits
 
 GREY, CPU = GreyRange(0, 255), torch.device("cpu")
 

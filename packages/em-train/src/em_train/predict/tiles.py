@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from em_data import Box, GreyRange, Volume
 from em_data.writer.tiling import Model, TileGrid, predict_block
-from em_models import UNet
 from torch import Tensor, nn
 
 from em_train.engine.precision import Precision, autocast
@@ -20,10 +19,16 @@ HALOS = 6  # in a side, about: then the network is given 1.8 times what it is as
 DEPTH_VX = 16  # slices of the tiles of a 3D model
 
 
+def by_slice(model: nn.Module) -> bool:
+    """Whether a network takes slices as channels and speaks of the middle one."""
+    config: Any = model.config
+    return hasattr(config, "slices")
+
+
 def grid_of(model: nn.Module, tile_vx: int = TILE_VX, depth_vx: int = DEPTH_VX) -> TileGrid:
     """Tiles with all around them that the model looks at, so that they meet without a seam."""
     config: Any = model.config
-    if isinstance(model, UNet):
+    if by_slice(model):
         halo, stride = config.halo, config.stride
         side = -(-tile_vx // stride) * stride
         return TileGrid(
@@ -43,7 +48,7 @@ def tile_side(model: nn.Module, shape: Sequence[int]) -> int:
     A power of two, so that blocks of chunks hold whole tiles; larger for networks that look further.
     """
     config: Any = model.config
-    halo = config.halo if isinstance(model, UNet) else max(config.halo)
+    halo = config.halo if by_slice(model) else max(config.halo)
     side = 1 << max(7, math.ceil(math.log2(max(1, HALOS * halo))))
     return min(side, TILE_VX, max(shape[1:]))
 
@@ -58,7 +63,7 @@ def tile_model(
     def run(tiles: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(grey.unit(tiles)).to(device)
         with autocast(precision, device):
-            if isinstance(model, UNet):
+            if by_slice(model):
                 halo = slice(config.halo, -config.halo)
                 logits = model(image)[:, :, None, halo, halo]
             else:
