@@ -101,7 +101,7 @@ def add_curtains(
         most_vx: the largest width.
     """
     profiles = correlated(words, (images.shape[1], 2, images.shape[3]), width_vx, most_vx)
-    profiles = profiles * profiles.abs() / math.sqrt(3)  # heavy tails, deviation 1
+    profiles = profiles * profiles.abs().sqrt() / 1.263  # heavy tails, deviation 1
     profiles *= each(strength, profiles)
     y = torch.arange(images.shape[2], device=images.device)[:, None]
     turn = y / each(length_vx, images)  # (N, 1, Y, 1)
