@@ -147,7 +147,6 @@ def only(
 class Drawn(NamedTuple):
     """The samples that one kind befalls, and their random numbers."""
 
-    rows: Tensor  # (N,) which of the batch
     uniform: Tensor  # (N, 3) in [0, 1): how strongly, the same in every copy
     randoms: list[np.random.Generator]  # N: what a copy draws anew
     device: torch.device
@@ -206,8 +205,8 @@ def degrade(
     ]
     factors = torch.where(whether < config.sampling, factors, 1)  # (B,)
 
-    def change(images: Tensor, kinds: Sequence[str], samples: Tensor) -> Tensor:
-        """In place: those of the batch that have the same pixels, (N, Z, Y, X)."""
+    def change(images: Tensor, kinds: Sequence[str], samples: Tensor, places: Tensor) -> None:
+        """Some samples of the batch, (N,), that lie at some places of images, (N,); in place."""
         for kind in kinds:
             mine = uniform[samples, KINDS.index(kind)]
             rows = (mine[:, 0] < getattr(config, kind)).nonzero()[:, 0]
@@ -216,22 +215,22 @@ def degrade(
                 randoms = [
                     random_at(seed, Stream.COPY, keys[i], counter) for i in samples[rows].tolist()
                 ]
-                drawn = Drawn(rows, mine[rows, 1:], randoms, images.device)
-                rows = rows.to(images.device)
-                changed = CHANGES[kind](images.index_select(0, rows), drawn, config)
-                images.index_copy_(0, rows, changed)
-        return images
+                drawn = Drawn(mine[rows, 1:], randoms, images.device)
+                where = places[rows].to(images.device)
+                changed = CHANGES[kind](images.index_select(0, where), drawn, config)
+                images.index_copy_(0, where, changed)
 
+    everyone = torch.arange(len(keys))
+    change(degraded, BEFORE_SAMPLING, everyone, everyone)
     for factor in factors.unique().tolist():
         samples = (factors == factor).nonzero()[:, 0]
-        some = samples.to(images.device)
-        changed = change(degraded.index_select(0, some), BEFORE_SAMPLING, samples)
-        if factor > 1:
-            changed = coarsen(changed, factor)
-        changed = change(changed, AFTER_SAMPLING, samples)
-        if factor > 1:
-            changed = refine(changed, factor, images.shape[2:])
-        degraded.index_copy_(0, some, changed)
+        if factor == 1:
+            change(degraded, AFTER_SAMPLING, samples, samples)
+        else:
+            where = samples.to(images.device)
+            pixels = coarsen(degraded.index_select(0, where), factor)
+            change(pixels, AFTER_SAMPLING, samples, everyone[: len(samples)])
+            degraded.index_copy_(0, where, refine(pixels, factor, images.shape[2:]))
     return degraded.clamp_(0, 1) if config.clip else degraded
 
 
