@@ -121,6 +121,8 @@ def test_a_sample_depends_on_seed_and_key_alone(noise, replacement):
         assert torch.equal(all_of_them[order], some)
     for other in (keys(6, 6), 6), (keys(6), 7):
         assert not torch.equal(blind_spots(noise, other[0], config, seed=other[1])[1], whole[1])
+    turned = noise.mT.contiguous().mT  # the same images, stored in another order
+    assert torch.equal(blind_spots(turned, keys(6), config, seed=6)[0], whole[0])
     half, _ = blind_spots(noise.half(), keys(6), config, seed=6)
     assert half.dtype == torch.float16
 

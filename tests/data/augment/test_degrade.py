@@ -45,7 +45,9 @@ def test_dose_gives_counts_with_the_mean_and_variance_of_poisson(electrons):
         counts = degrade(flat(grey), keys(4), config, seed=1).double() * electrons
         expected = stats.poisson(grey * electrons)
         assert counts.mean().item() == pytest.approx(expected.mean(), rel=0.005)
-        assert counts.var().item() == pytest.approx(expected.var(), rel=0.04)
+        assert counts.var().item() == pytest.approx(
+            expected.var(), rel=0.25 / electrons / grey + 0.01
+        )
 
 
 def test_doses_are_drawn_evenly_on_a_logarithmic_scale():
@@ -230,6 +232,8 @@ def test_a_sample_depends_on_its_key_alone_and_images_stay(tissue):
     order = [2, 0, 3]
     mixed = degrade(tissue[order], [keys(4)[i] for i in order], EVERYTHING, seed=9)
     torch.testing.assert_close(mixed, whole[order], atol=1e-6, rtol=0)
+    turned = tissue.mT.contiguous().mT  # the same images, stored in another order
+    torch.testing.assert_close(degrade(turned, keys(4), EVERYTHING, seed=9), whole)
     for other in (
         degrade(tissue, keys(4, first=4), EVERYTHING, seed=9),
         degrade(tissue, keys(4), EVERYTHING, seed=10),

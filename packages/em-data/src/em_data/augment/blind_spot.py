@@ -80,7 +80,7 @@ def blind_spots(
         )
     middle = images[:, images.shape[1] // 2]  # (B, Y, X)
     mask = torch.zeros(len(images), 1, height, width, dtype=torch.bool, device=images.device)
-    masked = images.clone()
+    masked = images.clone(memory_format=torch.contiguous_format)
     for i, key in enumerate(keys):
         random = random_at(seed, Stream.BLIND, key)
         y, x = _one_of_each_cell(random, (height, width), config.cell_vx)

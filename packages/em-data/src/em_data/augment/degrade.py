@@ -195,7 +195,7 @@ def degrade(
         raise ValueError(
             f"copy is the number of a scan, wanted 0 or more, got {copy}; count from 0"
         )
-    degraded = images.to(torch.float32, copy=True)
+    degraded = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if len(keys) == 0:
         return degraded
     uniform = draw(seed, Stream.DEGRADE, keys, (len(KINDS), 4), "cpu")  # whether, and how strongly

@@ -1,6 +1,7 @@
 """Uneven brightness of whole images: background, charging, curtains of an ion beam.
 
-All of it is drawn for voxels of an endless plane, so that it looks the same in crops of any size.
+Background and curtains are drawn for voxels of an endless plane, so that they look the same in crops
+of any size; charging follows the image.
 """
 
 from __future__ import annotations
