@@ -3,6 +3,7 @@
 DenseEncoder: image -> codes of every place
 SlicePredictor: codes of the neighbouring slices -> codes of the middle one
 UNet, UNet3d: image -> logits of every class at every pixel, for training with labels
+PatchDiscriminator: image -> how real each of its patches looks
 Vit3d, Mae: volume -> a vector for every patch, learned by filling in hidden ones
 BatchNorm: batch norm over the batch of several processes
 save, load: weights as config.json + model.safetensors
@@ -15,6 +16,7 @@ from em_models.head import DenseCodes
 from em_models.mae import DecoderConfig, Mae, MaeConfig, mae_size
 from em_models.masks import Masks, draw_masks
 from em_models.norm import BatchNorm
+from em_models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
 from em_models.predictor import SlicePredictor, SlicePredictorConfig
 from em_models.projector import Projector, ProjectorConfig
 from em_models.timm_encoder import TimmEncoder, TimmEncoderConfig
@@ -36,6 +38,8 @@ __all__ = [
     "Mae",
     "MaeConfig",
     "Masks",
+    "PatchDiscriminator",
+    "PatchDiscriminatorConfig",
     "Projector",
     "ProjectorConfig",
     "SlicePredictor",

@@ -24,6 +24,7 @@ from torch import nn
 from em_models.dense import DenseEncoder
 from em_models.filter_bank import FilterBank
 from em_models.mae import Mae
+from em_models.patch_discriminator import PatchDiscriminator
 from em_models.predictor import SlicePredictor
 from em_models.projector import Projector
 from em_models.timm_encoder import TimmEncoder
@@ -37,6 +38,7 @@ MODELS: dict[str, Any] = {
     "DenseEncoder": DenseEncoder,
     "FilterBank": FilterBank,
     "Mae": Mae,
+    "PatchDiscriminator": PatchDiscriminator,
     "Projector": Projector,
     "SlicePredictor": SlicePredictor,
     "TimmEncoder": TimmEncoder,
