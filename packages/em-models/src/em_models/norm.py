@@ -73,4 +73,4 @@ def share_norms(network: nn.Module) -> None:
                 same = ("eps", "momentum", "affine", "track_running_stats")
                 norm = BatchNorm(child.num_features, **{key: getattr(child, key) for key in same})
                 norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
+                setattr(module, name, norm.train(child.training))
