@@ -47,8 +47,9 @@ ROOMS = {
         "measure": {"", "engine", "look"},
         "dense": {"engine", "features", "judge", "look", "predict"},
         "mae": {"engine", "features", "judge", "look", "predict"},
+        "restore": {"engine", "features", "judge", "look", "predict"},
         "segment": {"engine", "features", "judge", "look", "predict"},
-        "recipes": {"dense", "engine", "mae", "measure", "segment"},
+        "recipes": {"dense", "engine", "mae", "measure", "restore", "segment"},
         "commands": {"", "engine", "judge", "look", "measure", "predict", "segment"},
     },
 }
