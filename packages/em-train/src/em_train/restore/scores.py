@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from em_losses import ssim as similarity
 
 THRESHOLD = 1 / 7  # of the correlation: Rosenthal & Henderson 2003
 LEAST_POWER = 0.01  # relative to the truth's: a band with less was filtered away
@@ -64,11 +65,9 @@ def si_psnr(restored: np.ndarray, truth: np.ndarray, *, data_range: float) -> fl
 
 def ssim(restored: np.ndarray, truth: np.ndarray, *, data_range: float) -> float:
     """Structural similarity of two images (Y, X), at most 1; see `em_losses.restoration.ssim`."""
-    from em_losses.restoration import ssim as of_batches
-
     check_pair(restored, truth)
     pair = (torch.from_numpy(one.astype(np.float64))[None, None] for one in (restored, truth))
-    return float(of_batches(*pair, data_range=data_range)[0])
+    return float(similarity(*pair, data_range=data_range)[0])
 
 
 # Sums over rings of the spectrum ------------------------------------------------------------------
