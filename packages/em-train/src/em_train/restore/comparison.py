@@ -150,8 +150,8 @@ def compare(
             f"two restorations have one name among {', '.join(every)}, or one is called {INPUT!r}, "
             "which is that of the input; name them apart"
         )
-    if all(_plane(case.degraded).shape == case.truth.shape for case in cases):
-        every = {INPUT: _plane} | every
+    if all(plane_of(case.degraded).shape == case.truth.shape for case in cases):
+        every = {INPUT: plane_of} | every
     draws = np.random.default_rng(seed).multinomial(
         len(cases), np.full(len(cases), 1 / len(cases)), size=ROUNDS
     )
@@ -224,7 +224,7 @@ class _Scorer:
                 continue
             again = _restored(name, restore, case.second, case.truth)
             sums.append(scores.agreement(restored, again, case.truth, self.count))
-            pairs = ((_plane(case.degraded), restored), (_plane(case.second), again))
+            pairs = ((plane_of(case.degraded), restored), (plane_of(case.second), again))
             if all(one.shape == case.truth.shape for one, _ in pairs):
                 one, two = (scores.linear_twin(*pair) for pair in pairs)
                 linear.append(scores.agreement(one, two, case.truth, self.count))
@@ -287,7 +287,7 @@ def _restored(name: str, restore: Restore, degraded: np.ndarray, truth: np.ndarr
     return restored
 
 
-def _plane(degraded: np.ndarray) -> np.ndarray:
+def plane_of(degraded: np.ndarray) -> np.ndarray:
     """The slice itself, of a stack the middle one."""
     return degraded if degraded.ndim == 2 else degraded[len(degraded) // 2]
 
