@@ -5,25 +5,27 @@ sums over rings of the spectrum. Sums of slices add up, and ratios are taken of 
 few frequencies is biased, and a mean of such ratios stays so.
 
 **Hallucination gap.** Two copies of the truth T are degraded independently and restored to A and B.
-In a band of a quarter octave let c = FRC(A, B), a = FRC(A, T), b = FRC(B, T). For an isotropic linear filter of T plus
-noise, a = b = √c: what the copies have in common is the truth. Where both agree on something else,
-√c is larger. The gap is the mean over the bands of
+In a band of a quarter octave let c = FRC(A, B), a = FRC(A, T), b = FRC(B, T). For an isotropic linear
+filter of T plus noise, a = b = √c: what the copies have in common is the truth. Where both agree on
+something else, √c is larger. The gap is the mean over the bands of
 
     sign(c) √|c| − (a + b) / 2,      weighted by max(0, Σ Re A B*),
 
 the power that the two have in common. Why this weight: frequencies that were filtered away have
-correlations of rounding errors, and those that hold only noise have a root that is biased: neither
+correlations of rounding errors, and those that hold only noise have a root that is biased; neither
 has common power. Why bands: the wider they are, the less chance there is in a small c and its root.
-`invented` is the share of that power which no isotropic filter of the truth explains, free of roots.
-With an invention of contrast r relative to the truth and a spectrum like it, invented is
-r² / (1 + r²) and the gap is 1 − 1 / √(1 + r²): .5 and .29 at r = 1, .2 and .11 at r = ½.
+
+`invented` is the share of the common power that no isotropic filter of the truth explains; it has no
+roots, so it is taken ring by ring. An invention of contrast r relative to the truth, with a spectrum
+like it, has invented = r² / (1 + r²) and gap = 1 − 1 / √(1 + r²): .5 and .29 at r = 1, .2 and .11 at
+r = ½.
 
 Both are ruled by the coarse structure, where images have most of their power: a faint fine texture
 shows in `invented_by_octave` alone. None is 0 for filters that depend on direction (those that
 remove stripes), for medians, or for aliased sampling: what these do is shared by the copies, and not
-in the truth. Structure that is missing is no invention. The degraded images must be made from the
-truth: where the truth is a second recording, its own noise counts as missing from the copies, and
-what they have in common as invented.
+in the truth; nor, in the finest octaves, over slices that were blurred unequally. Structure that is
+missing is no invention. The degraded images must be made from the truth: if the truth is a second
+recording with noise of its own, the copies agree better with each other than with it.
 """
 
 from __future__ import annotations
@@ -143,7 +145,7 @@ def gap(sums: np.ndarray) -> np.ndarray:
 
     NaN where the copies have nothing in common.
     """
-    bands, _ = _pooled(sums)
+    bands = _pooled(sums)
     common = np.maximum(bands[..., 0, :], 0)
     return _ratio((_gaps(bands) * common).sum(-1), common.sum(-1), empty=np.nan)
 
@@ -153,8 +155,9 @@ def invented(sums: np.ndarray) -> np.ndarray:
 
     About 0 for linear filters, to below 0 by chance; NaN where the copies have nothing in common.
     """
-    bands, _ = _pooled(sums)
-    return _share(bands)
+    ab, at, bt, _, _, tt = np.moveaxis(sums, -2, 0)
+    of_truth = _ratio(at * bt, tt)
+    return _ratio((ab - of_truth).sum(-1), np.maximum(ab.sum(-1), 0), empty=np.nan)
 
 
 def invented_by_octave(sums: np.ndarray, octaves: int = OCTAVES) -> np.ndarray:
@@ -164,14 +167,14 @@ def invented_by_octave(sums: np.ndarray, octaves: int = OCTAVES) -> np.ndarray:
     where nothing is left to judge: a restored image has less than 1 % of the truth's power, or the
     copies have less than 20 % of theirs in common.
     """
-    bands, number = _pooled(sums)
+    number = _below_finest(sums.shape[-1]) // 4
     found = []
     for octave in range(octaves):
-        within = bands[..., np.minimum(number, octaves - 1) == octave]
+        within = sums[..., np.minimum(number, octaves - 1) == octave]
         ab, _, _, aa, bb, tt = np.moveaxis(within.sum(-1), -1, 0)
         power = np.sqrt(aa * bb)
         there = (power > LEAST_POWER * tt) & (ab > LEAST_COMMON * power)
-        found.append(np.where(there, _share(within), np.nan))
+        found.append(np.where(there, invented(within), np.nan))
     return np.stack(found, -1)
 
 
@@ -263,19 +266,16 @@ def _sums(
     )
 
 
-def _pooled(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over bands of a quarter octave, and the octave of each: (…, 6, R) -> (…, 6, Q), (Q,)."""
-    below_finest = np.log2(0.5 / frequencies(sums.shape[-1]))  # in octaves
-    quarter = np.floor(4 * below_finest + 1e-9).astype(np.intp)  # falls from ring to ring
+def _below_finest(count: int) -> np.ndarray:
+    """How many quarter octaves rings lie below the finest frequency: (count,) int, falling."""
+    return np.floor(4 * np.log2(0.5 / frequencies(count)) + 1e-9).astype(np.intp)
+
+
+def _pooled(sums: np.ndarray) -> np.ndarray:
+    """Sums over bands of a quarter octave: (…, R) -> (…, Q)."""
+    quarter = _below_finest(sums.shape[-1])
     starts = np.flatnonzero(np.diff(quarter, prepend=quarter[0] + 1))
-    return np.add.reduceat(sums, starts, axis=-1), quarter[starts] // 4
-
-
-def _share(bands: np.ndarray) -> np.ndarray:
-    """What is invented of all that is in common: (…, 6, Q) -> (…)."""
-    ab, at, bt, _, _, tt = np.moveaxis(bands, -2, 0)
-    of_truth = _ratio(at * bt, tt)
-    return _ratio((ab - of_truth).sum(-1), np.maximum(ab.sum(-1), 0), empty=np.nan)
+    return np.add.reduceat(sums, starts, axis=-1)
 
 
 def _gaps(bands: np.ndarray) -> np.ndarray:
