@@ -33,7 +33,7 @@ from em_data.sampler.describe import describe
 from em_data.sampler.place_sampler import PlaceSampler
 from em_data.sampler.places import Region
 from em_data.sampler.randomness import Key, Stream, random_at
-from em_data.sampler.split import Split, SplitConfig, hold_out
+from em_data.sampler.split import ImageSplit, Split, SplitConfig, hold_out, hold_out_images
 from em_data.volume import Level, Volume
 from em_data.writer.blockwise import BlockStore, attach_blocks, begin_blocks
 from em_data.writer.store import ImageConfig, new_store
@@ -54,6 +54,7 @@ __all__ = [
     "GreyRange",
     "ImageConfig",
     "ImageLabels",
+    "ImageSplit",
     "Images",
     "Key",
     "Labels",
@@ -79,6 +80,7 @@ __all__ = [
     "describe",
     "grey_range",
     "hold_out",
+    "hold_out_images",
     "match_labels",
     "nan_share",
     "new_store",
