@@ -221,7 +221,8 @@ def evaluate(
     probes are scored on others. A segmentation is scored with its own thresholds; it fits nothing.
 
     At most 16 slices are fitted and 16 scored, spread evenly over their range, and of each slice the
-    middle: 768 px of a dense-ssl run, 1024 px of a segment run.
+    middle: 768 px of a dense-ssl run, 1024 px of a segment run. Of a collection of images
+    (images:FOLDER, of a segment run) every image is scored.
 
     For instance: `emtrain evaluate RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
     --fit-z 0:9 --score-z 12:16`

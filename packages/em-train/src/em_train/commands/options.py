@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,7 +187,11 @@ def parse_numbers(option: str, text: str, kind: type, *, positive: bool = True) 
         values = [kind(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
         values = []
-    if len(values) != 3 or (positive and not all(value > 0 for value in values)):
+    if (
+        len(values) != 3
+        or (kind is float and not all(map(math.isfinite, values)))
+        or (positive and not all(value > 0 for value in values))
+    ):
         above = " above 0" if positive else ""
         raise ValueError(
             f"{option} is {text!r}; wanted three numbers z,y,x{above} such as 64,384,384"

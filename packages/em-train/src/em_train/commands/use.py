@@ -169,7 +169,7 @@ def view(
     with viewing.opened(
         [volume, *(predictions or [])],
         position_vx=int3(parse_numbers("--position", position, int, positive=False))
-        if position
+        if position is not None
         else None,
         layout=layout,
         port=port,
