@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from em_train.engine.config import Layer, resolve
+from em_train.engine.run_folder import new_run
+from em_train.recipes import segment as recipe
 from PIL import Image
 
 SIZES = ((60, 80), (96, 64), (64, 64), (70, 70), (80, 60), (24, 30))  # the last is small
@@ -35,3 +38,25 @@ def draw_particles():
 def particles(tmp_path_factory):
     """A collection of six images of particles."""
     return draw(tmp_path_factory.mktemp("particles") / "drawn")
+
+
+@pytest.fixture(scope="session")
+def of_images(tmp_path_factory, particles):
+    """A run that has learned to find particles in images."""
+    path = tmp_path_factory.mktemp("of-images") / "run"
+    settings = {
+        "data": {
+            "volumes": [f"images:{particles / 'images'}"],
+            "labels": [f"particles=images:{particles / 'masks'}?match={{name}}_mask.png"],
+            "held_images": [4, 6],
+            "patch_vx": 32,
+            "batch_size": 4,
+            "samples_per_epoch": 120,
+        },
+        "model": {"unet": {"channels": [8, 12, 16]}},
+        "optim": {"lr": 1e-2},
+        "run": {"steps": 60, "device": "cpu"},
+    }
+    config = resolve(recipe.Config, [Layer("test", settings)])
+    assert recipe.run(config, new_run(path, config, "segment"))
+    return path

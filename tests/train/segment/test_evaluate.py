@@ -244,28 +244,6 @@ def test_borders_of_instances_are_trained_judged_and_divided(tmp_path):
     )
 
 
-@pytest.fixture(scope="module")
-def of_images(tmp_path_factory, particles):
-    """A run that has learned to find particles in images."""
-    path = tmp_path_factory.mktemp("of-images") / "run"
-    settings = {
-        "data": {
-            "volumes": [f"images:{particles / 'images'}"],
-            "labels": [f"particles=images:{particles / 'masks'}?match={{name}}_mask.png"],
-            "held_images": [4, 6],
-            "patch_vx": 32,
-            "batch_size": 4,
-            "samples_per_epoch": 120,
-        },
-        "model": {"unet": {"channels": [8, 12, 16]}},
-        "optim": {"lr": 1e-2},
-        "run": {"steps": 60, "device": "cpu"},
-    }
-    config = resolve(recipe.Config, [Layer("test", settings)])
-    assert recipe.run(config, new_run(path, config, "segment"))
-    return path
-
-
 def test_images_that_a_run_held_out_score_as_they_did(of_images, particles, tmp_path):
     images = f"images:{particles / 'images'}"
     told = invoke(

@@ -57,7 +57,8 @@ def grey_range(volume: Volume) -> GreyRange:
 
     Slices of one value, as missing ones are, do not count.
     """
-    if volume.shape[0] == 1 and volume.chunk_vx == volume.shape:  # a picture, decoded whole
+    decoded = volume.shape[0] == 1 and volume.chunk_vx == volume.shape
+    if decoded or volume.format == "image":  # a picture, in memory or decoded whole
         return range_of([volume.read(Box((0, 0, 0), volume.shape))])
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return range_of(list(pool.map(volume.read, _boxes(volume))))

@@ -90,11 +90,13 @@ RECIPES = {
             with intervals, pictures of the best and the worst, and `report.html`. With --init and a
             dense-ssl run, the encoder of that run guides the network.
 
+            Of a collection, `images:FOLDER`, some images are held out as a whole.
+
             For instance: `emtrain segment --data raw.zarr --labels mitochondria=mito.zarr --val-z 880:900`
             """,
             options="em_train.commands.segment",
             predict="em_train.segment.predict",
-            outputs=("classes", "probabilities"),
+            outputs=("classes", "probabilities", "instances"),
             evaluate="em_train.segment.evaluate",
         ),
         Entry(

@@ -31,14 +31,40 @@ PANEL = "Use it, and look"
 @app.command(rich_help_panel=PANEL)
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    data: Annotated[str, typer.Option("--data", metavar="VOLUME", help="What to predict.")],
-    out: Annotated[Path, typer.Option("--out", metavar="OUT.zarr", help="OME-Zarr to write.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="VOLUME", help="What to predict; of segment also images:FOLDER."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="OUT.zarr", help="OME-Zarr to write; of images a folder of pictures."
+        ),
+    ],
     output: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="classes (the default), probabilities, both as classes,probabilities, or embedding "
-            "(of dense-ssl; of mae the default).",
+            help="classes (the default), probabilities, instances (of segment, within slices), several "
+            "as classes,probabilities, or embedding (of dense-ssl; of mae the default).",
+        ),
+    ] = None,
+    instances: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[between:]CLASS",
+            help="Whose instances: of a class, or between it, as cells between membranes. Default: of "
+            "the only class.",
+        ),
+    ] = None,
+    neck: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Part instances that touch where a neck is narrower than this share of the narrower "
+            "body; 0: never. Default: 0.75.",
         ),
     ] = None,
     tta: Annotated[
@@ -76,13 +102,15 @@ def predict(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the zarr store that is there.")
+        bool, typer.Option("--overwrite", help="Replace the prediction that is there.")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Write what a run says about every voxel of a volume as OME-Zarr, block by block.
 
-    No byte depends on blocks, processes or interruptions; what is finished is never done again.
+    No byte depends on blocks, processes or interruptions; what is finished is never done again. Of a
+    collection, `images:FOLDER`, a folder of pictures is written; of its instances also a table,
+    `instances.csv`, and a histogram of their sizes, `instances.png`.
 
     For instance: `emtrain predict runs/first --data raw.zarr --out classes.zarr --processes 4`
     """
@@ -95,6 +123,13 @@ def predict(
 
     module = module_for(run, "predict").__name__
     output = output or entry_of(run).outputs[0]
+    more = {"instances": instances, "neck": neck}
+    more = {name: value for name, value in more.items() if value is not None}
+    if more and "instances" not in output.split(","):
+        raise ValueError(
+            f"--{' and --'.join(more)} would change nothing without --output instances; add it, or "
+            "leave them out"
+        )
     done = prediction.predict(
         module,
         run,
@@ -109,15 +144,18 @@ def predict(
         block_vx=int3(parse_numbers("--block", block, int)) if block else None,
         resume=resume,
         overwrite=overwrite,
+        more=more,
     )
     if not done:
         again = ["emtrain", "predict", str(run), "--data", data, "--out", str(out)]
         again += ["--output", output, *["--tta"] * tta, "--memory-gib", f"{memory_gib:g}"]
         again += ["--grey", grey] if grey != "auto" else []
+        again += [part for name, value in more.items() for part in (f"--{name}", str(value))]
         again += ["--dask", dask] if dask else ["--processes", str(processes)]
         typer.echo(f"saved; go on with: {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(75)
-    typer.echo(f"look at it with: {shlex.join(['emtrain', 'view', data, str(out)])}")
+    if not data.startswith("images:"):
+        typer.echo(f"look at it with: {shlex.join(['emtrain', 'view', data, str(out)])}")
 
 
 @app.command(rich_help_panel=PANEL)

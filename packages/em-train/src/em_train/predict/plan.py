@@ -33,6 +33,8 @@ class Prediction:
     """From a box to the voxels of every image there."""
     grey: Grey | None = None
     """The values that are 0 and 1 for the network, where it is given them so."""
+    whole_slices: bool = False
+    """Whether `compute` looks at whole slices, so that blocks of them cost least."""
 
 
 def check_outputs(outputs: Sequence[str], command: str) -> None:
@@ -41,7 +43,7 @@ def check_outputs(outputs: Sequence[str], command: str) -> None:
     if not outputs or not set(outputs) <= set(known):
         raise ValueError(
             f"--output is {','.join(outputs)!r}; of a {command} run wanted {' or '.join(known)}"
-            + (", or both as classes,probabilities" if "classes" in known else "")
+            + (", or several as classes,probabilities" if "classes" in known else "")
         )
 
 
