@@ -523,10 +523,10 @@ def test_images_are_trained_on_or_held_out_as_a_whole(particles):
     "labels",
     [
         ["borders:images:MASKS"],
-        ["one=images:MASKS", "two=images:MASKS"],
+        ["particles=images:MASKS", "border=borders:images:MASKS"],
         ["one=images:MASKS@301", "two=images:MASKS@302"],
     ],
-    ids=["borders", "several", "values"],
+    ids=["borders", "beside", "values"],
 )
 def test_every_kind_of_labels_of_images_runs(tmp_path, particles, labels):
     masks = f"{particles / 'masks'}?match={{name}}_mask.png"

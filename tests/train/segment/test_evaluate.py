@@ -258,6 +258,15 @@ def test_images_that_a_run_held_out_score_as_they_did(of_images, particles, tmp_
     masks = [np.asarray(Image.open(particles / f"masks/{n}_mask.png")) for n in (4, 5)]
     parts = sum(label(mask, connectivity=1).max() for mask in masks)
     assert judged["instances"] == parts and judged["rand_recall"] > 0.9
+    told = invoke(
+        *(of_images, "--data", f"{images}?take=4:6", "--instances", "particles", "--neck", "0.75"),
+        *("--json", tmp_path / "parted.json", "--picture", tmp_path / "worst.png"),
+    )
+    parted = json.loads((tmp_path / "parted.json").read_text())
+    assert parted["protocol"]["neck"] == 0.75
+    assert parted["instances"][0]["rand_precision"] > judged["rand_precision"] + 0.1
+    with pytest.raises(ValueError, match="--neck parts instances, and none are judged"):
+        invoke(of_images, "--data", images, "--neck", "0.5")
 
 
 def test_every_image_of_another_folder_is_scored(of_images, draw_particles, tmp_path):

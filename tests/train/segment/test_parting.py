@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from em_train.segment.instances import Subject
-from em_train.segment.parting import Parting, parted, parting_of
+from em_train.segment.parting import Parting, parted, parting_of, without_borders
 
 Y, X = np.indices((120, 160))
 
@@ -64,6 +64,23 @@ def test_subjects_and_necks():
     for neck in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"--neck is .*; wanted a share from 0"):
             parting_of("particles", neck, names)
+
+
+def test_borders_part_what_necks_do_not():
+    halves = (abs(Y - 60) < 20) & (abs(X - 80) < 50)  # two bricks without a neck
+    border = abs(X - 80) < 2
+    speck = disc(10, 10, 1)
+    found = without_borders(halves | speck, border | speck)
+    assert ((found > 0) == (halves | speck)).all() and found.max() == 3
+    assert {int(found[60, 40]), int(found[60, 120]), int(found[10, 10])} == {1, 2, 3}
+    assert (found[halves & (X < 78)] == found[60, 40]).all()  # grown back to the middle, no further
+    assert parted(halves).max() == 1
+    names, channels = ("particles", "border"), np.stack([halves, border])
+    parting = parting_of(None, None, names, ("border",))
+    assert parting == Parting(subject=Subject(0, False), borders=(1,))
+    assert parting(channels).max() == 2
+    assert parting_of(None, 0.75, names, ("border",))(channels).max() == 1  # as it was asked for
+    assert parting_of(None, None, ("border",), ("border",)).subject == Subject(0, True)
 
 
 def test_a_missing_library_is_named_before_anything_is_computed(monkeypatch):

@@ -31,6 +31,7 @@ SOME_RECIPES = {
     "seed": "--seed",
     "baselines": "--no-baselines",
     "instances": "--instances",
+    "neck": "--neck",
 }
 
 
@@ -200,6 +201,13 @@ def evaluate(
             "repeated.",
         ),
     ] = None,
+    neck: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Part predicted instances that touch, as emtrain predict --neck. Default: not.",
+        ),
+    ] = None,
     grey: Grey = "auto",
     border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
     seed: Annotated[
@@ -243,7 +251,7 @@ def evaluate(
             f"{' and '.join(unused)} would change nothing: {run} is a run of "
             f"{entry_of(run).command}, which is judged without; leave them out"
         )
-    own = {"baselines": baselines, "instances": instances or ()}
+    own = {"baselines": baselines, "instances": instances or (), "neck": neck}
     protocol = Protocol(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),

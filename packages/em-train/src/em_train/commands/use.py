@@ -64,7 +64,7 @@ def predict(
         typer.Option(
             metavar="SHARE",
             help="Part instances that touch where a neck is narrower than this share of the narrower "
-            "body; 0: never. Default: 0.75.",
+            "body; 0: never. Default: where the run has learned borders:, there, else 0.75.",
         ),
     ] = None,
     tta: Annotated[

@@ -108,9 +108,9 @@ def parse(text: str) -> Specification:
     return Specification(match["address"], name, int(value) if value else None, kind)
 
 
-def check_alone(options: Sequence[Specification]) -> None:
-    """Refuse borders: or classes: beside other labels."""
-    kind = next((one.kind for one in options if one.kind), "")
+def check_alone(options: Sequence[Specification], *, but: str = "") -> None:
+    """Refuse borders: or classes: beside other labels; one of them may be taken out of it."""
+    kind = next((one.kind for one in options if one.kind not in ("", but)), "")
     if kind and len(options) > 1:
         raise ValueError(
             f"{kind}: takes one volume, with all classes; got {len(options)} labels: give it alone"

@@ -56,8 +56,8 @@ class DataConfig:
     volumes: tuple[str, ...] = ()
     """Addresses of raw volumes, or images:FOLDER, a collection of images, alone."""
     labels: tuple[str, ...] = ()
-    """NAME=ADDRESS or NAME=ADDRESS@VALUE of every class, or borders:INSTANCES, or classes:MAP; for
-    several volumes once for each, in order."""
+    """NAME=ADDRESS or NAME=ADDRESS@VALUE of every class, NAME=borders:INSTANCES where instances
+    meet, or classes:MAP; for several volumes once for each, in order."""
     at_nm: tuple[float, float, float] | None = None
     """Wanted voxel size (z, y, x) in nm: the nearest level of each volume. Without it, the finest."""
     ignore: int | None = None

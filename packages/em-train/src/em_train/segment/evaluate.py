@@ -37,6 +37,7 @@ from em_train.segment.instances import (
 )
 from em_train.segment.labels import Classes, open_image_labels, open_labels
 from em_train.segment.metrics import SCORES, ClassScore
+from em_train.segment.parting import Parting
 from em_train.segment.report import Case, examine, save_case
 from em_train.segment.run import StoredRun, open_run
 from em_train.segment.validation import (
@@ -47,7 +48,7 @@ from em_train.segment.validation import (
     slices_of,
 )
 
-OPTIONS = ("instances",)  # of the command, beside those of every recipe
+OPTIONS = ("instances", "neck")  # of the command, beside those of every recipe
 INSTANCE_SCORES = {
     "voi_split": "VOI, cut (bits)",
     "voi_merge": "VOI, joined (bits)",
@@ -127,6 +128,7 @@ def evaluate(
     at_nm: tuple[float, float, float] | None = None,
     grey: str = "auto",
     instances: Sequence[str] = (),
+    neck: float | None = None,
 ) -> Evaluation:
     """Compare what a run says about a volume with labels.
 
@@ -139,6 +141,7 @@ def evaluate(
         at_nm: voxel size instead of that of the run.
         grey: which grey values become 0 and 1, as `em_train.engine.grey.choose` takes it.
         instances: names of classes whose instances are judged, or between: and a name, see `divide`.
+        neck: where predicted instances that touch are parted, see `Parting`; without it they are not.
     """
     if score is not None or protocol.fit_z is not None:
         raise ValueError(
@@ -150,7 +153,13 @@ def evaluate(
     windows_of = windows_of_collection if is_collection(fit[0]) else windows_of_volume
     windows, classes, described = windows_of(run, stored, data, fit, protocol, grey)
     check_scored(windows, classes)
-    dividing = {text: Dividing(Subject.of(text, classes.names), classes) for text in instances}
+    if neck is not None and not instances:
+        raise ValueError("--neck parts instances, and none are judged; name them with --instances")
+    dividing = {}
+    for text in instances:
+        subject = Subject.of(text, classes.names)
+        parting = None if neck is None else Parting(subject=subject, neck=neck)
+        dividing[text] = Dividing(subject, classes, parting)
 
     def look(window: Window, found: np.ndarray) -> None:
         for one in dividing.values():
@@ -167,6 +176,7 @@ def evaluate(
         seen=look,
     )
     judged = {text: judge_instances(one.overlaps) for text, one in dividing.items()}
+    described |= {} if neck is None else {"neck": neck}
     return Evaluation(
         classes=tuple(result), instances=judged, protocol=described, worst=worst, best=best
     )
@@ -297,8 +307,8 @@ def labels_of(data: DataConfig, number: int) -> list[str]:
 class Dividing:
     """Gathers what the instances of a class, or those between it, have in common with the true ones."""
 
-    def __init__(self, wanted: Subject, classes: Classes) -> None:
-        self.wanted, self.classes = wanted, classes
+    def __init__(self, wanted: Subject, classes: Classes, parting: Parting | None = None) -> None:
+        self.wanted, self.classes, self.parting = wanted, classes, parting
         self.overlaps: list[Overlaps] = []
 
     def add(self, window: Window, found: np.ndarray) -> None:
@@ -307,9 +317,12 @@ class Dividing:
         assert window.labels is not None
         stored = window.labels.read(window.box)[0 if self.classes.values else channel, 0]
         true, known = (one[channel, 0].numpy() for one in (window.truth, window.known))
-        labels = true if self.classes.borders else np.where(true, stored, 0)
-        pair = divide(found[channel], labels, known, between=self.wanted.between)
-        self.overlaps.append(overlaps(*pair))
+        is_border = self.classes.names[channel] in self.classes.borders
+        labels = true if is_border else np.where(true, stored, 0)
+        predicted, truth = divide(found[channel], labels, known, between=self.wanted.between)
+        if self.parting is not None:
+            predicted = self.parting(found)
+        self.overlaps.append(overlaps(predicted, truth))
 
 
 def check_scored(windows: Sequence[Window], classes: Classes) -> None:

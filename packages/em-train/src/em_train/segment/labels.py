@@ -37,8 +37,8 @@ class Classes:
     """Pixels of this value are not labelled."""
     exclusive: bool = False
     """Whether a pixel has one class: where several are labelled, the last of them."""
-    borders: bool = False
-    """Whether the only class is where instances of the only channel meet, within slices."""
+    borders: tuple[str, ...] = ()
+    """Classes that are where instances of their channel meet, within slices."""
 
     def target(self, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Truth and where it is known, as bool: two (B, V, …) as stored -> (B, C, …) each."""
@@ -49,7 +49,9 @@ class Classes:
             truth = labels == of.view(1, -1, *[1] * (labels.dim() - 2))
             valid = valid.expand_as(truth)
         else:
-            truth = meeting(labels) if self.borders else labels != 0
+            truth = labels != 0
+            for channel in map(self.names.index, self.borders):
+                truth[:, channel] = meeting(labels[:, channel])
         if self.exclusive:
             after = truth.flip(1).cumsum(1).flip(1)  # how many from each class on
             truth = truth & (after == 1)
@@ -85,7 +87,7 @@ def open_labels(
         if any(one[2:] != own[0][2:] for one in own):
             raise ValueError("a class has one value in all volumes; its labels name several")
     firsts = [own[0] for own in given.values()]
-    check_alone(firsts)
+    check_alone(firsts, but=BORDERS)
     by_value = [one.value for one in firsts if one.value is not None]
     opened: list[dict[str, Volume]] = []
     for number, volume in enumerate(raw):
@@ -124,7 +126,7 @@ def open_image_labels(
                 f"--labels {own[0].at(SCHEME + 'FOLDER')}"
             )
     firsts = [own[0] for own in given.values()]
-    check_alone(firsts)
+    check_alone(firsts, but=BORDERS)
     wanted = {one.called: one.address for one in firsts}
     if any(one.value is not None for one in firsts):
         check_values(firsts, images.folder)
@@ -177,7 +179,7 @@ def classes_of(
         values=tuple(by_value),
         ignore=ignore,
         exclusive=exclusive,
-        borders=firsts[0].kind == BORDERS,
+        borders=tuple(one.called for one in firsts if one.kind == BORDERS),
     )
 
 
@@ -194,9 +196,7 @@ def meeting(instances: Tensor) -> Tensor:
 
 def balance(classes: Classes, share: float) -> dict[str, float]:
     """The same part of `share` for every class, as samplers take it; borders are met anyway."""
-    if classes.borders:
-        return {}
-    keys = list(classes.names)
+    keys = [name for name in classes.names if name not in classes.borders]
     if classes.values:
         keys = [f"{name}@{value}" for name, value in zip(keys, classes.values, strict=True)]
     return {key: share / len(keys) for key in keys}

@@ -2,8 +2,9 @@
 
 Two particles that touch are one piece of their class. They are parted at a neck between them: where
 the piece is narrower than a share of the narrower of its two bodies. The share is a ratio of distances
-to the outside, so that large and small particles are treated alike. Of a class of borders, instances
-are what it parts.
+to the outside, so that large and small particles are treated alike. Where the run has learned where
+instances meet (borders: among its labels), that parts them instead: what is left without borders grows
+back until it fills the piece.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Parting:
     subject: Subject
     neck: float = NECK
     """Width of a neck at which instances are parted, as a share of the narrower body; 0: never."""
+    borders: tuple[int, ...] = ()
+    """Channels of the classes that part instances, instead of necks."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.neck < 1:
@@ -34,7 +37,7 @@ class Parting:
                 f"--neck is {self.neck:g}; wanted a share from 0 (touching ones stay together) to below "
                 "1 (every narrowing parts them)"
             )
-        if self.neck and not self.subject.between:
+        if self.neck and not self.subject.between and not self.borders:
             import_skimage("segmentation")  # before anything is computed
 
     def __call__(self, found: np.ndarray) -> np.ndarray:
@@ -42,17 +45,40 @@ class Parting:
         own = found[self.subject.channel]
         if self.subject.between:
             return grown_together(components(~own)).astype(np.uint32)
+        if self.borders:
+            return without_borders(own, found[list(self.borders)].max(0)).astype(np.uint32)
         return (parted(own, self.neck) if self.neck else components(own)).astype(np.uint32)
 
 
-def parting_of(text: str | None, neck: float, names: tuple[str, ...]) -> Parting:
-    """What `--instances` and `--neck` of `emtrain predict` say; the only class without."""
-    if text is None and len(names) > 1:
+def parting_of(
+    text: str | None, neck: float | None, names: tuple[str, ...], borders: tuple[str, ...] = ()
+) -> Parting:
+    """What `--instances` and `--neck` of `emtrain predict` say.
+
+    Without the one, the only class that is none of borders, or between the only borders; without the
+    other, borders part what touches where there are some.
+    """
+    own = [name for name in names if name not in borders]
+    if text is None and len(own or names) > 1:
         raise ValueError(
             f"the run knows {', '.join(names)}; say whose instances are wanted, with --instances "
             f"{names[0]} or --instances {BETWEEN}{names[0]}"
         )
-    return Parting(subject=Subject.of(text or names[0], names), neck=neck)
+    subject = Subject.of(text or (own[0] if own else BETWEEN + names[0]), names)
+    used = neck is None and not subject.between and names[subject.channel] not in borders
+    return Parting(
+        subject=subject,
+        neck=NECK if neck is None else neck,
+        borders=tuple(map(names.index, borders)) if used else (),
+    )
+
+
+def without_borders(mask: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """Pieces of a mask, parted by borders within it: (Y, X) bool each -> (Y, X) integers, 0 is none."""
+    grown = grown_together(components(mask & ~borders), mask)
+    lost = components(mask & (grown == 0))  # so small that they are nothing but border
+    # Two that meet are of different numbers, so that they stay apart.
+    return components(np.where(lost > 0, lost + grown.max(), grown))
 
 
 def parted(mask: np.ndarray, neck: float = NECK) -> np.ndarray:

@@ -28,7 +28,7 @@ from em_train.predict.plan import Prediction, check_outputs, class_images, frame
 from em_train.predict.tiles import grid_of, tile_model, tile_side
 from em_train.segment.loss import probabilities
 from em_train.segment.metrics import threshold_level
-from em_train.segment.parting import NECK, Parting, parting_of
+from em_train.segment.parting import Parting, parting_of
 from em_train.segment.run import StoredRun, open_run
 from em_train.segment.table import Instance, measure, write_table
 
@@ -40,7 +40,7 @@ def plan(
     tta: bool,
     grey: str,
     instances: str | None = None,
-    neck: float = NECK,
+    neck: float | None = None,
 ) -> Prediction:
     """What a run says about a volume, at the level that the run was trained on.
 
@@ -48,7 +48,11 @@ def plan(
     `instances` of a class or between one, see `parting_of`.
     """
     stored = open_for(run, outputs)
-    parting = parting_of(instances, neck, stored.names) if "instances" in outputs else None
+    parting = (
+        parting_of(instances, neck, stored.names, stored.borders)
+        if "instances" in outputs
+        else None
+    )
     volume = open_raw(address, stored.data, stored.data.at_nm)
     return plan_of(stored, Path(run), volume, outputs, tta=tta, grey=grey, parting=parting)
 
@@ -59,11 +63,15 @@ def pictures(
     tta: bool,
     grey: str,
     instances: str | None = None,
-    neck: float = NECK,
+    neck: float | None = None,
 ) -> Pictures:
     """What a run says about images of a collection, one at a time; with a table of instances."""
     stored = open_for(run, outputs)
-    parting = parting_of(instances, neck, stored.names) if "instances" in outputs else None
+    parting = (
+        parting_of(instances, neck, stored.names, stored.borders)
+        if "instances" in outputs
+        else None
+    )
     colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(len(stored.names))])
 
     def make(volume: Volume) -> Mapping[str, np.ndarray]:
