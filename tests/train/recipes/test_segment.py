@@ -585,3 +585,22 @@ def test_the_command_takes_a_collection(tmp_path, particles):
     for wrong in ("some", "2:x"):
         told = CliRunner().invoke(app, ["segment", "--data", "a", "--val-images", wrong])
         assert f"--val-images is {wrong!r}" in str(told.exception)
+
+
+def test_real_particles(tmp_path, real_data):
+    """Numbers of 16 bits, images of different sizes, names of hexadecimal digits."""
+    emps = real_data / "emps_train"
+    if not emps.is_dir():
+        pytest.skip(f"no images of particles at {emps}")
+    config = small(
+        data={
+            "volumes": [f"images:{emps / 'images'}?take=0:12"],
+            "labels": [f"particles=images:{emps / 'instances'}"],
+            "held_images": [10, 12],
+            "patch_vx": 128,
+        },
+        run={"steps": 2},
+    )
+    assert start(tmp_path / "run", config)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert len(scores["slices"]) == 2 and 0 < scores["classes"][0]["average_precision"] < 1
