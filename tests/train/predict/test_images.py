@@ -175,6 +175,7 @@ def test_what_cannot_be_predicted_is_refused(of_images, draw_particles, tmp_path
     for more, message in (
         (("--processes", "2"), "leave --processes, --dask and --block out"),
         (("--neck", "0.5"), "--neck would change nothing without --output instances"),
+        (("--least-px", "5"), "--least-px would change nothing without --output instances"),
         (("--output", "instances", "--instances", "dust"), "names the class 'dust'"),
         (("--output", "instances", "--neck", "1.5"), "--neck is 1.5"),
         (("--output", "embedding"), "wanted classes or probabilities or instances"),

@@ -83,6 +83,14 @@ def test_borders_part_what_necks_do_not():
     assert parting_of(None, None, ("border",), ("border",)).subject == Subject(0, True)
 
 
+def test_specks_are_left_out_and_the_rest_is_numbered_anew():
+    mask = disc(5, 5, 1) | disc(60, 50, 9) | disc(60, 100, 9)
+    whole = parting_of(None, 0.75, ("particles",))(mask[None])
+    large = parting_of(None, 0.75, ("particles",), least_px=20)(mask[None])
+    assert (whole.max(), large.max()) == (3, 2)
+    np.testing.assert_array_equal(large, np.where(whole > 1, whole - 1, 0))
+
+
 def test_a_missing_library_is_named_before_anything_is_computed(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(ImportError, match=r"pip install 'em-train\[restore\]'.* --neck 0"):

@@ -139,6 +139,15 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def option_of(name: str) -> str:
+    """How an option is typed, by its name in Python.
+
+    >>> option_of("least_px")
+    '--least-px'
+    """
+    return "--" + name.replace("_", "-")
+
+
 def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     """A half-open range such as 880:900."""
     if text is None:

@@ -19,6 +19,7 @@ from em_train.commands.options import (
     absolute,
     app,
     layers_of,
+    option_of,
     parse_channel,
     parse_numbers,
     print_config,
@@ -66,6 +67,10 @@ def predict(
             help="Part instances that touch where a neck is narrower than this share of the narrower "
             "body; 0: never. Default: where the run has learned borders:, there, else 0.75.",
         ),
+    ] = None,
+    least_px: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Leave out instances of fewer pixels."),
     ] = None,
     tta: Annotated[
         bool,
@@ -123,12 +128,12 @@ def predict(
 
     module = module_for(run, "predict").__name__
     output = output or entry_of(run).outputs[0]
-    more = {"instances": instances, "neck": neck}
+    more = {"instances": instances, "neck": neck, "least_px": least_px}
     more = {name: value for name, value in more.items() if value is not None}
     if more and "instances" not in output.split(","):
         raise ValueError(
-            f"--{' and --'.join(more)} would change nothing without --output instances; add it, or "
-            "leave them out"
+            f"{' and '.join(map(option_of, more))} would change nothing without --output instances; add "
+            "it, or leave them out"
         )
     done = prediction.predict(
         module,
@@ -150,7 +155,7 @@ def predict(
         again = ["emtrain", "predict", str(run), "--data", data, "--out", str(out)]
         again += ["--output", output, *["--tta"] * tta, "--memory-gib", f"{memory_gib:g}"]
         again += ["--grey", grey] if grey != "auto" else []
-        again += [part for name, value in more.items() for part in (f"--{name}", str(value))]
+        again += [part for name, value in more.items() for part in (option_of(name), str(value))]
         again += ["--dask", dask] if dask else ["--processes", str(processes)]
         typer.echo(f"saved; go on with: {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(75)

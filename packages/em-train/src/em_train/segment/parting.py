@@ -30,6 +30,8 @@ class Parting:
     """Width of a neck at which instances are parted, as a share of the narrower body; 0: never."""
     borders: tuple[int, ...] = ()
     """Channels of the classes that part instances, instead of necks."""
+    least_px: int = 1
+    """Instances of fewer pixels are left out."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.neck < 1:
@@ -44,16 +46,22 @@ class Parting:
         """Instances of a slice in raster order: (C, Y, X) bool -> (Y, X) uint32, 0 is none."""
         own = found[self.subject.channel]
         if self.subject.between:
-            return grown_together(components(~own)).astype(np.uint32)
-        if self.borders:
-            return without_borders(own, found[list(self.borders)].max(0)).astype(np.uint32)
-        return (parted(own, self.neck) if self.neck else components(own)).astype(np.uint32)
+            instances = grown_together(components(~own))
+        elif self.borders:
+            instances = without_borders(own, found[list(self.borders)].max(0))
+        else:
+            instances = parted(own, self.neck) if self.neck else components(own)
+        return at_least(instances, self.least_px).astype(np.uint32)
 
 
 def parting_of(
-    text: str | None, neck: float | None, names: tuple[str, ...], borders: tuple[str, ...] = ()
+    text: str | None,
+    neck: float | None,
+    names: tuple[str, ...],
+    borders: tuple[str, ...] = (),
+    least_px: int = 1,
 ) -> Parting:
-    """What `--instances` and `--neck` of `emtrain predict` say.
+    """What `--instances`, `--neck` and `--least-px` of `emtrain predict` say.
 
     Without the one, the only class that is none of borders, or between the only borders; without the
     other, borders part what touches where there are some.
@@ -70,7 +78,19 @@ def parting_of(
         subject=subject,
         neck=NECK if neck is None else neck,
         borders=tuple(map(names.index, borders)) if used else (),
+        least_px=least_px,
     )
+
+
+def at_least(instances: np.ndarray, pixels: int) -> np.ndarray:
+    """Those of so many pixels, numbered anew: integers from 1 on, 0 is none -> same.
+
+    >>> at_least(np.array([[1, 2, 2, 0, 3, 3]]), 2).tolist()
+    [[0, 1, 1, 0, 2, 2]]
+    """
+    large = np.bincount(instances.ravel()) >= pixels
+    large[0] = False
+    return np.where(large, np.cumsum(large), 0)[instances]
 
 
 def without_borders(mask: np.ndarray, borders: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ def plan(
     grey: str,
     instances: str | None = None,
     neck: float | None = None,
+    least_px: int = 1,
 ) -> Prediction:
     """What a run says about a volume, at the level that the run was trained on.
 
@@ -48,11 +49,9 @@ def plan(
     `instances` of a class or between one, see `parting_of`.
     """
     stored = open_for(run, outputs)
-    parting = (
-        parting_of(instances, neck, stored.names, stored.borders)
-        if "instances" in outputs
-        else None
-    )
+    parting = None
+    if "instances" in outputs:
+        parting = parting_of(instances, neck, stored.names, stored.borders, least_px)
     volume = open_raw(address, stored.data, stored.data.at_nm)
     return plan_of(stored, Path(run), volume, outputs, tta=tta, grey=grey, parting=parting)
 
@@ -64,14 +63,13 @@ def pictures(
     grey: str,
     instances: str | None = None,
     neck: float | None = None,
+    least_px: int = 1,
 ) -> Pictures:
     """What a run says about images of a collection, one at a time; with a table of instances."""
     stored = open_for(run, outputs)
-    parting = (
-        parting_of(instances, neck, stored.names, stored.borders)
-        if "instances" in outputs
-        else None
-    )
+    parting = None
+    if "instances" in outputs:
+        parting = parting_of(instances, neck, stored.names, stored.borders, least_px)
     colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(len(stored.names))])
 
     def make(volume: Volume) -> Mapping[str, np.ndarray]:
