@@ -538,6 +538,15 @@ def test_every_kind_of_labels_of_images_runs(tmp_path, particles, labels):
     assert recipe.rehearse(config, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("augment", ["none", "ss-tem", "fib-sem"])
+def test_images_are_augmented_without_a_voxel_size(tmp_path, draw_particles, augment):
+    path = draw_particles(tmp_path / "large", sizes=[(140, 150)] * 3)
+    data = {"augment": augment, "held_images": 1}
+    config = of_particles(path, data=data, run={"steps": 2})
+    assert start(tmp_path / "run", config)
+    assert all(math.isfinite(row["loss"]) for row in measured(tmp_path / "run"))
+
+
 def test_images_that_cannot_be_learned_from_are_refused_by_name(
     tmp_path, particles, disks, draw_particles
 ):

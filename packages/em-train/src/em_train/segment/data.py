@@ -38,6 +38,7 @@ from em_train.engine.reading import (
     check_scale,
     checksum,
     fingerprint_data,
+    is_collection,
     load,
     open_collection,
     open_raw,
@@ -139,7 +140,10 @@ def open_data(
 def augmentation(config: DataConfig) -> AugmentConfig:
     """What is done to patches."""
     own = {"none": NOTHING, "plain": PLAIN}
-    return own[config.augment] if config.augment in own else presets.preset(config.augment)
+    found = own[config.augment] if config.augment in own else presets.preset(config.augment)
+    if any(map(is_collection, config.volumes)):  # one slice has nothing to be tilted into
+        found = replace(found, warp=replace(found.warp, out_of_plane=False))
+    return found
 
 
 def crop_of(volumes: Sequence[Volume], config: DataConfig, patch_vx: Int3) -> CubeConfig:
