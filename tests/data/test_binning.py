@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from em_data import BoxError, binned, open_volume
+from em_data import BoxError, binned, interpolated, open_volume
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -51,3 +51,37 @@ def test_a_block_lies_where_its_voxels_lay():
 def test_what_cannot_be_averaged_is_refused(step):
     with pytest.raises(BoxError, match="cannot be averaged"):
         binned(open_volume(np.zeros((4, 9, 9), np.uint8)), step)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("times", [(1, 2, 2), (2, 3, 1), (1, 4, 4)])
+def test_voxels_between_are_interpolated_as_torch_does(dtype, times):
+    torch = pytest.importorskip("torch")
+    coarse = (np.random.default_rng(0).random((5, 11, 13)) * 250).astype(dtype)
+    volume = interpolated(open_volume(coarse), times)
+    assert volume.dtype == coarse.dtype
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(coarse.astype(np.float64))[None, None],
+        scale_factor=tuple(map(float, times)),
+        mode="trilinear",
+        align_corners=False,
+    )[0, 0].numpy()
+    whole = volume[:, :, :]
+    assert whole.shape == wanted.shape == volume.shape
+    assert np.abs(whole - wanted).max() <= (0.5001 if coarse.dtype.kind == "u" else 1e-4)
+    for box in ((slice(1, 2), slice(1, 5), slice(2, 6)), (slice(4, 5), slice(7, 11), slice(0, 3))):
+        np.testing.assert_array_equal(whole[box], volume[box])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume))[:, :, :], whole)
+
+
+def test_averaging_what_was_interpolated_is_back_in_place():
+    coarse = open_volume(
+        np.zeros((4, 9, 9), np.uint8), voxel_size_nm=(40, 4, 5), origin_nm=(7, 8, 9)
+    )
+    fine = interpolated(coarse, (1, 4, 2))
+    assert fine.voxel_size_nm == (40, 1, 2.5)
+    assert fine.origin_nm == (7, 6.5, 7.75)
+    back = binned(fine, (1, 4, 2))
+    assert (back.voxel_size_nm, back.origin_nm) == (coarse.voxel_size_nm, coarse.origin_nm)
+    with pytest.raises(BoxError, match="at least 1"):
+        interpolated(coarse, (1, 0, 2))

@@ -10,6 +10,7 @@ from em_data import (
     open_volume,
     place_labels,
     place_mask,
+    place_target,
 )
 
 NM = (40, 4, 4)
@@ -106,3 +107,19 @@ def test_a_mask_of_nearly_the_same_voxels_is_followed_to_its_end():
     layer = place_mask(raw, mask)
     assert layer.covered == Box((0, 0, 0), (1, 2, 19_980))
     np.testing.assert_array_equal(layer.nearest(2, 10_000, 10_001), [10_010])
+
+
+def test_a_target_lies_on_the_volume_and_has_its_type(raw):
+    values = np.random.default_rng(2).integers(0, 255, (9, 32, 64), np.uint8)
+    target = place_target(raw, at(values, (3, 10, 0)))
+    assert target.covered == (Box((3, 10, 0), (9, 32, 64)),)
+    np.testing.assert_array_equal(
+        target.read(Box((4, 12, 5), (2, 8, 8)))[0], values[1:3, 2:10, 5:13]
+    )
+    wanted = r"target .* holds float32, .* uint8: the same number must be the same grey"
+    with pytest.raises(VolumeFormatError, match=wanted):
+        place_target(raw, at(values.astype(np.float32), (3, 10, 0)))
+    with pytest.raises(VolumeFormatError, match=r"target .*voxels of 40 × 8 × 8 nm"):
+        place_target(raw, at(values, (3, 10, 0), (40, 8, 8)))
+    with pytest.raises(VolumeFormatError, match="does not overlap"):
+        place_target(raw, at(values, (30, 10, 0)))

@@ -28,6 +28,11 @@ SMALL = {
         *("model.encoder.depth=1", "model.encoder.heads=2", "model.encoder.patch_vx=[2,8,8]"),
         *("model.decoder.width=12", "model.decoder.depth=1", "model.decoder.heads=2"),
     ),
+    "restore": (
+        *("data.batch_size=1", "data.patch_vx=32", "data.samples_per_epoch=4"),
+        *("data.checked_crops=1", "model.unet.channels=[4,6,8]", "loss.adversary=.01"),
+        *("model.discriminator.channels=4", "model.discriminator.layers=1"),
+    ),
 }
 Z = ("--fit-z", "0:4", "--score-z", "6:8")
 LABELS = ("--labels", "one=classes@1", "--labels", "two=classes@2")

@@ -56,6 +56,8 @@ USES = (
     Use("dense-ssl", learn("dense-ssl", "@door"), writes=MADE, servers=True),
     Use("mae", learn("mae", "@door"), writes=MADE),
     Use("segment", learn("segment", "@door", *typed(CLASSES)), writes=MADE),
+    Use("restore", learn("restore", "@door"), writes=MADE),
+    Use("restore --target", learn("restore", "@good", "--target=@door"), writes=MADE),
     Use(
         "segment --labels",
         learn("segment", "@good", "--labels=one=@door"),
@@ -71,6 +73,11 @@ USES = (
     Use(
         "predict segment",
         typed("predict @run_segment --data=@door --out out.zarr --processes 1"),
+        writes=(OUT,),
+    ),
+    Use(
+        "predict restore",
+        typed("predict @run_restore --data=@door --out out.zarr"),
         writes=(OUT,),
     ),
     Use("predict mae", typed("predict @run_mae --data=@door --out out.zarr"), writes=(OUT,)),

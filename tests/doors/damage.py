@@ -24,6 +24,7 @@ FILES = (
     *("config.json", "metrics.jsonl", "report.json", "classes.json", "proof.json", "figures.json"),
     *("checkpoints/step-*.pt", "checkpoints/last", "checkpoints/best", "images/*.png"),
     *("weights/*/config.json", "weights/*/model.safetensors", "scores.json", "log.txt"),
+    "restoration.json",
 )
 
 

@@ -32,6 +32,7 @@ class Option:
 DENSE = ("dense-ssl", "--data=@good", "--out", "run", *settings("dense-ssl"))
 SEGMENT = ("segment", "--data=@good", "--out", "run", *settings("segment"))
 MAE = ("mae", "--data=@good", "--out", "run", *settings("mae"))
+RESTORE = ("restore", "--data=@good", "--out", "run", *settings("restore"))
 PREDICT = ("predict", "@run_segment", "--data=@good")
 EVALUATE = ("evaluate", "@run_dense", "--data=@good", "--labels=@classes", "--no-baselines")
 EVALUATE += ("--border-vx", "8", "--picture", "p.png")
@@ -103,13 +104,20 @@ SETTINGS = {
         *("data.split.last_z", "model.encoder.width", "model.encoder.heads", "model.encoder.depth"),
         *("model.encoder.patch_vx", "model.encoder.drop_path", "model.mask_ratio", "optim.lr"),
     ),
+    "restore": (
+        *("data.memory_gib", "data.batch_size", "data.patch_vx", "data.checked_crops"),
+        *("data.slices", "data.factor", "data.learn_from", "data.task", "data.target", "optim.lr"),
+        *("loss.adversary", "loss.pixel", "loss.r1_every", "model.unet.channels", "data.damage"),
+        *("model.discriminator.channels", "model.discriminator.layers", "data.modality"),
+    ),
 }
-TRAINS = {"dense-ssl": DENSE, "segment": (*SEGMENT, *LABELS), "mae": MAE}
+TRAINS = {"dense-ssl": DENSE, "segment": (*SEGMENT, *LABELS), "mae": MAE, "restore": RESTORE}
 # Each would take this much of the machine, or of all time.
 TOO_MUCH = {
     ("dense-ssl", "data.batch_size"): ("1000000",),
     ("segment", "data.batch_size"): ("1000000",),
     ("mae", "data.batch_size"): ("1000000",),
+    ("restore", "data.batch_size"): ("1000000",),
 }
 
 

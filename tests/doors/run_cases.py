@@ -105,6 +105,19 @@ RUN_USES: dict[str, tuple[RunUse, ...]] = {
         ),
         RunUse("init", (*learn("mae", "@good"), "--init", "@in/run"), STATE),
     ),
+    "restore": (
+        RunUse("info", typed("info @in/run"), STATE),
+        RunUse("info weights", typed("info @in/run/weights/network"), NETWORK),
+        RunUse("report", typed("report @in/run"), TOLD, REPORT),
+        RunUse("predict", typed(PREDICT), f"{NETWORK} restoration.json"),
+        RunUse(
+            "resume",
+            typed("restore --resume --out @in/run"),
+            f"{STATE} {NETWORK} {TOLD} scores.json restoration.json",
+            ("in/run/",),
+        ),
+        RunUse("init", (*learn("restore", "@good"), "--init", "@in/run"), STATE),
+    ),
 }
 UNREAD = ("gone", "other bytes")  # damages of files that a command does not read
 
@@ -159,7 +172,14 @@ def names_of(file: str, damage: str) -> tuple[str, ...]:
 
 # What a recipe does not write.
 ABSENT = {
-    "dense-ssl": ("classes.json", "figures.json", "scores.json", "checkpoints/best"),
-    "segment": ("proof.json", "figures.json"),
-    "mae": ("proof.json", "classes.json", "scores.json", "checkpoints/best"),
+    "dense-ssl": (
+        *("classes.json", "figures.json", "scores.json", "checkpoints/best"),
+        "restoration.json",
+    ),
+    "segment": ("proof.json", "figures.json", "restoration.json"),
+    "mae": (
+        *("proof.json", "classes.json", "scores.json", "checkpoints/best"),
+        "restoration.json",
+    ),
+    "restore": ("proof.json", "classes.json", "figures.json"),
 }

@@ -29,6 +29,7 @@ LOST = 255  # what multiprocessing says where the process that forks was lost
 FORKED_FROM = (
     *("em_train.cli", "em_data", "em_data.loader", "em_models", "em_losses", "h5py", "tifffile"),
     *("em_train.recipes.dense_ssl", "em_train.recipes.segment", "em_train.recipes.mae"),
+    "em_train.recipes.restore",
     *("torch._dynamo", "PIL.PngImagePlugin", "zarr", "rich.table"),
 )
 # What a person can do, in the words of the messages.

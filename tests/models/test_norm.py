@@ -1,6 +1,7 @@
 import pytest
 import torch
 from em_models import BatchNorm
+from em_models.norm import share_norms
 from torch import nn
 
 TORCH = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -47,6 +48,21 @@ def test_one_value_leaves_the_running_variance_a_number():
     norm.reduce = lambda sums: sums
     norm(torch.randn(1, 3, 1, 1))
     torch.testing.assert_close(norm.running_var, torch.full((3,), 0.9))
+
+
+def test_norms_of_others_become_ours_and_say_the_same():
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-3, momentum=0.3))
+    network = nn.Sequential(inner, nn.ReLU(), nn.BatchNorm2d(4, affine=False), nn.GroupNorm(2, 4))
+    x = 3 * torch.rand(2, 3, 5, 5)
+    network(x)
+    network.eval()
+    before, keys = network(x), list(network.state_dict())
+    share_norms(network)
+    assert torch.equal(network(x), before) and list(network.state_dict()) == keys
+    kinds = [type(m) for m in network.modules() if "Norm" in type(m).__name__]
+    assert kinds == [BatchNorm, BatchNorm, nn.GroupNorm]
+    assert inner[1].momentum == 0.3
 
 
 def test_wrong_shapes_are_named():

@@ -123,6 +123,29 @@ def test_group_norm_warns_that_tiles_have_statistics_of_their_own():
         make()
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "gelu"])
+@pytest.mark.parametrize("down", ["pool", "stride"])
+def test_without_norms_biases_take_their_place(activation, down):
+    model = make(norm="none", activation=activation, down=down, up="bilinear", dropout=0.1)
+    assert model.config.local and reached(model) == model.config.reach
+    assert not any("Norm" in type(m).__name__ for m in model.modules())
+    spatial = [m for m in model.modules() if getattr(m, "kernel_size", (1,)) in ((3, 3), (7, 7))]
+    assert len(spatial) > 14 and all(m.bias is not None for m in spatial)
+    image = torch.rand(2, 1, 32, 32).double()
+    torch.testing.assert_close(model(image)[1:], model(image[1:]))
+    # Nothing that a skip passes on is overwritten: what is learned from is what was computed.
+    weight = model.encoder[1].conv1.weight
+    (slope,) = torch.autograd.grad(model(image).square().sum(), weight)
+    with torch.no_grad():
+        sides = []
+        for step in (1e-6, -2e-6):
+            weight[0, 0, 1, 1] += step
+            sides.append(model(image).square().sum())
+    torch.testing.assert_close(
+        slope[0, 0, 1, 1], (sides[0] - sides[1]) / 2e-6, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_the_guide_sees_what_it_was_trained_on():
     """Its codes in the U-Net are those of the encoder alone, at the middle of its cells."""
     model = make(guide=GUIDE, guide_scale=2)

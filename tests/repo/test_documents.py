@@ -344,15 +344,16 @@ def test_presets_of_tables_exist():
 
 
 def test_keys_of_augmentation_exist():
-    from em_data.augment import AugmentConfig
+    from em_data.augment import AugmentConfig, BlindSpotConfig, DegradeConfig
 
     rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / "augment.md").read_text(), re.M)
     groups = {"": AugmentConfig} | {f.name: f.default_factory for f in fields(AugmentConfig)}
+    groups |= {"degrade": DegradeConfig, "blind_spots": BlindSpotConfig}
     names = {n: {f.name for f in fields(g)} for n, g in groups.items() if is_dataclass(g)}
     assert {"", "warp", "defects"} <= set(names)
     for name in re.findall(r"`([\w.]+)`", " ".join(rows)):
         group, _, key = name.rpartition(".")
-        near = [group] if group else ["", "warp", "defects"]
+        near = [group] if group else list(names)
         assert any(key in names[one] for one in near), f"docs/augment.md: {name}"
 
 

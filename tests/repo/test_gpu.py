@@ -104,7 +104,7 @@ def test_all_stages_fit_the_limit_of_a_stage_and_name_files_that_exist(gpu, tmp_
         compile(code, "code", "exec")
 
 
-@pytest.mark.parametrize("recipe", ["dense-ssl", "mae", "segment"])
+@pytest.mark.parametrize("recipe", ["dense-ssl", "mae", "restore", "segment"])
 def test_what_every_recipe_is_measured_with_is_a_configuration(gpu, recipe):
     from em_train.cli import app
     from typer.testing import CliRunner

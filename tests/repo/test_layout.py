@@ -7,6 +7,8 @@ import pytest
 PACKAGES = ("data", "kernels", "losses", "models", "train")
 # Modules without a test file of their own: the one that covers them.
 COVERED = {
+    "data/augment/sampling": "augment/test_degrade",
+    "data/augment/shading": "augment/test_degrade",
     "data/augment/symmetry": "augment/test_augment",
     "data/errors": "formats/test_address",
     "data/geometry": "test_volume",

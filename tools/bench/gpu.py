@@ -33,6 +33,10 @@ RECIPES = {
         *("--set", "data.checked_cubes=8"),
     ],
     "segment": ["--preset", "demo"],
+    "restore": [
+        *("--set", 'data.volumes=["synthetic:shape=32x512x512"]', "--set", "data.patch_vx=256"),
+        *("--set", "loss.adversary=.01"),
+    ],
 }
 OPERATORS = """
 import torch

@@ -206,6 +206,8 @@ def test_synthetic_address_renders_what_is_read():
         volume.labels("synapses")
     with pytest.raises(VolumeFormatError, match="sed=3"):
         open_volume("synthetic:sed=3")
+    with pytest.raises(VolumeFormatError, match="shape is given twice"):
+        open_volume("synthetic:shape=1x1x1,shape=12x80x80")
 
 
 @pytest.mark.parametrize(

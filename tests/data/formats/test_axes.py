@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 from em_data import Level, VolumeFormatError
-from em_data.formats.axes import Wanted, nearest_level, pick_axes, units_nm
+from em_data.formats.axes import (
+    FARTHEST_NM,
+    Wanted,
+    first_voxel,
+    nearest_level,
+    pick_axes,
+    units_nm,
+    voxel_size,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +51,14 @@ def test_units():
     assert units_nm("a", ["nanometer", None, "mm"]) is None
     with pytest.raises(VolumeFormatError, match="unknown unit 'pixel'; wanted one of angstrom"):
         units_nm("a", ["pixel"])
+
+
+def test_places_and_sizes_beyond_any_stage_are_refused():
+    assert first_voxel("a", (FARTHEST_NM, -FARTHEST_NM, 0)) == (FARTHEST_NM, -FARTHEST_NM, 0)
+    for place in ((1e308, 0, 0), (0, float("inf"), 0), (0, 0)):
+        with pytest.raises(
+            VolumeFormatError, match="a: its origin is given as .*none beyond 1e\\+15"
+        ):
+            first_voxel("a", place)
+    with pytest.raises(VolumeFormatError, match="voxel size is given as .*none beyond"):
+        voxel_size("a", (1e308, 4, 4))

@@ -90,6 +90,8 @@ def test_unreadable_images_are_named_and_skipped_where_the_user_says_so(folder):
         ("?unreadable=leave", "unreadable is 'leave'; wanted skip"),
         ("?least_px=big", "least_px is 'big'; wanted a number"),
         ("?least_px=99", "all of 3 images are smaller; lower least_px"),
+        ("?take=2", "take is '2'; wanted a range A:B"),
+        ("?take=1:9", "take is 1:9, and there are 3 images; end at 3"),
         ("?match={name}.png", "match says where the labels of images are"),
         ("?channel=1", "read as grey; leave channel out"),
         ("?voxel=1,1,1", "is no option of an address"),
@@ -98,6 +100,27 @@ def test_unreadable_images_are_named_and_skipped_where_the_user_says_so(folder):
 def test_bad_options(folder, options, message):
     with pytest.raises(VolumeFormatError, match=message):
         open_images(f"images:{folder}{options}")
+
+
+def test_some_of_them_are_taken_in_the_order_of_names(folder):
+    images = open_images(f"images:{folder}?least_px=22&take=1:2&voxel_nm=1,2,2")
+    assert [images.name(n) for n in range(len(images))] == ["c"]
+    assert images.voxel_size_nm == (1, 2, 2)
+
+
+def test_held_in_memory_they_are_read_once(folder):
+    images = open_images(f"images:{folder}?unreadable=skip").treating("mask")
+    (folder / "b.JPG").write_bytes((folder / "b.JPG").read_bytes()[:300])
+    wanted = images[2][:, :, :]
+    held = images.held_in_memory()
+    (folder / "c.tif").unlink()
+    assert held[2].nan == "mask" and held[2].source.endswith("c.tif")
+    np.testing.assert_array_equal(held[2][:, :, :], wanted)
+    np.testing.assert_array_equal(held.take(np.array([2, 0]))[0][:, :, :], wanted)
+    with pytest.raises(VolumeReadError, match=r"b\.JPG.*cannot be read"):  # as before
+        held[1].read(Box((0, 0, 0), (1, 4, 4)))
+    with pytest.raises(VolumeReadError, match=r"c\.tif.*cannot be read"):
+        images.take(np.array([2]))[0].read(Box((0, 0, 0), (1, 4, 4)))
 
 
 def test_bad_folders(folder, tmp_path):

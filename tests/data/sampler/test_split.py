@@ -9,6 +9,7 @@ from em_data import (
     SplitConfig,
     StackConfig,
     hold_out,
+    hold_out_images,
 )
 
 SHAPE = (40, 60, 50)
@@ -107,3 +108,29 @@ def test_nothing_held_out_leaves_all_for_training():
 def test_ranges_that_cannot_be_held_out_are_refused(make, message):
     with pytest.raises(BoxError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("held", "numbers"),
+    [(0.2, [2, 7]), (1, [5]), (3, [1, 5, 8]), (0, []), ((7, 10), [7, 8, 9]), (0.01, [5])],
+)
+def test_images_are_held_out_whole_and_evenly_spread(held, numbers):
+    split = hold_out_images(10, held)
+    assert split.held.tolist() == numbers
+    assert sorted([*split.training, *split.held]) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (10, "all of 10 images are held out"),
+        (11, "11 of 10 images"),
+        (1.5, "wanted a share from 0 to below 1, or a whole number"),
+        (-0.1, "wanted a share"),
+        ((4, 4), "wanted 0 ≤ first < end ≤ 10"),
+        ((4, 11), "4:11 are not among 10"),
+    ],
+)
+def test_images_that_cannot_be_held_out_are_refused(held, message):
+    with pytest.raises(BoxError, match=message):
+        hold_out_images(10, held)

@@ -149,6 +149,21 @@ def test_an_independent_validator_accepts_what_is_written(tmp_path, arrays):
         yaozarrs.validate_zarr_store(str(tmp_path / "a.zarr"))
 
 
+def test_blocks_of_zeros_are_files_like_others(tmp_path, arrays):
+    """One that is not there is one that nobody wrote."""
+    blank = {name: np.zeros_like(values) for name, values in arrays.items()}
+    with begin(tmp_path / "a.zarr"):
+        pass
+    with begin(tmp_path / "a.zarr", resume=True) as store:
+        write_all(store, blank)
+    files = {f.relative_to(tmp_path / "a.zarr") for f in (tmp_path / "a.zarr").rglob("c/*/*/*")}
+    with begin(tmp_path / "b.zarr") as store:
+        write_all(store, arrays)
+    assert files == {
+        f.relative_to(tmp_path / "b.zarr") for f in (tmp_path / "b.zarr").rglob("c/*/*/*")
+    }
+
+
 def test_resuming_writes_what_is_missing_and_nothing_else(tmp_path, arrays):
     path = tmp_path / "a.zarr"
     with begin(path) as store:

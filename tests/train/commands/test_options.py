@@ -4,7 +4,15 @@ import os
 
 import pytest
 import typer
-from em_train.commands.options import absolute, parse_range, writes, writes_html, writes_png
+from em_train.commands.options import (
+    absolute,
+    parse_channel,
+    parse_numbers,
+    parse_range,
+    writes,
+    writes_html,
+    writes_png,
+)
 
 JSON = writes("table of figures", b"{", b"[")
 
@@ -54,6 +62,19 @@ def test_an_empty_address_is_not_the_current_folder(tmp_path, monkeypatch):
     for empty in ("", " "):
         with pytest.raises(ValueError, match="is empty; name one"):
             absolute(empty)
+
+
+def test_numbers_that_are_none_are_refused_by_their_option():
+    assert parse_numbers("--block", "8x64x64", int) == [8, 64, 64]
+    assert parse_numbers("--position", "-1,2,3", int, positive=False) == [-1, 2, 3]
+    for text in ("", "inf,1,1", "nan,1,1", "0,1,1", "1,2"):
+        with pytest.raises(
+            ValueError, match="--voxel-nm is .*; wanted three numbers z,y,x above 0"
+        ):
+            parse_numbers("--voxel-nm", text, float)
+    assert (parse_channel("2"), parse_channel("mito"), parse_channel(None)) == (2, "mito", None)
+    with pytest.raises(ValueError, match="--channel is empty"):
+        parse_channel("")
 
 
 def test_ranges_are_of_plain_digits():

@@ -52,6 +52,14 @@ OTHERS = {
             "decoder": {"width": 24, "depth": 1, "heads": 2},
         },
     },
+    "restore": {
+        "data": {
+            "volumes": ["synthetic:shape=10x80x80,seed=1"],
+            "batch_size": 4,
+            "patch_vx": 32,
+        },
+        "model": {"unet": {"channels": [4, 6, 8]}},
+    },
 }
 
 # What every rank computes, and the reference with the whole batch: the same code.

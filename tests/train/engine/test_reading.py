@@ -4,9 +4,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from em_data import NotFiniteError, VolumeFormatError, open_volume, place_labels
+from em_data import (
+    CubeConfig,
+    NotFiniteError,
+    VolumeFormatError,
+    VolumeReadError,
+    open_volume,
+    place_labels,
+)
 from em_train.engine import reading
-from em_train.engine.reading import check_batch, checksum, gib_bytes, open_volumes
+from em_train.engine.reading import (
+    check_batch,
+    checksum,
+    fingerprint_data,
+    gib_bytes,
+    load,
+    open_collection,
+    open_volumes,
+)
 from em_train.mae.data import DataConfig
 from PIL import Image
 
@@ -106,3 +121,50 @@ def test_the_share_of_voxels_that_are_no_numbers_is_said(tmp_path, capsys, memor
         volume[:, :, :]
     open_volumes(DataConfig(**data, nan="mask"))
     assert "a.npy: 25.00% of the voxels are NaN or infinite" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of different sizes."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "images"
+    path.mkdir()
+    for number, size in enumerate(((20, 31), (40, 40), (25, 64))):
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(path / f"{number}.png")
+    return path
+
+
+def test_a_collection_is_learned_from_alone_and_held_where_it_fits(folder):
+    def opened(*volumes, memory_gib=1.0):
+        return open_collection(DataConfig(volumes=volumes, memory_gib=memory_gib, nan="mask"))
+
+    assert opened(str(folder)) is None
+    images = opened(f"images:{folder}")
+    assert len(images) == 3 and isinstance(images[1].array, np.ndarray)
+    assert images[1].nan == "mask"
+    assert not isinstance(opened(f"images:{folder}", memory_gib=1e-6)[1].array, np.ndarray)
+    with pytest.raises(ValueError, match=r"alone; beside it are given raw\.zarr: leave them out"):
+        opened(f"images:{folder}", "raw.zarr")
+    with pytest.raises(ValueError, match="put all images into one folder"):
+        opened(f"images:{folder}", f"images:{folder}")
+
+
+def test_the_fingerprint_of_a_collection_knows_its_images_wherever_they_lie(folder):
+    def found(path):
+        images = open_collection(DataConfig(volumes=(f"images:{path}",)))
+        loader = load(images, CubeConfig(size_vx=(1, 16, 16)), Batches(2), seed=0)
+        return fingerprint_data(loader, "more")
+
+    before = found(folder)
+    assert before.text.startswith("3 images uint8, 3820 bytes") and ", more, " in before.text
+    assert before.ranges == ()  # each image has its own
+    moved = folder.rename(folder.with_name("moved"))
+    assert found(moved) == before
+    Image.new("L", (64, 25), 9).save(moved / "2.png")
+    changed = found(moved)
+    (moved / "2.png").rename(moved / "3.png")
+    assert len({before.text, changed.text, found(moved).text}) == 3
+    (moved / "3.png").write_bytes((moved / "3.png").read_bytes()[:40])  # its header is whole
+    with pytest.raises(VolumeReadError):
+        found(moved)
+    assert found(f"{moved}?unreadable=skip").text.startswith("3 images")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from em_data import Box, GreyRange, open_volume
-from em_models import UNet, UNet3d, UNet3dConfig, UNetConfig
+from em_models import HrNet, HrNetConfig, UNet, UNet3d, UNet3dConfig, UNetConfig
 from em_train.predict.tiles import grid_of, predict_logits
 
 GREY, CPU = GreyRange(0, 255), torch.device("cpu")
@@ -14,13 +14,16 @@ def network(kind):
         config = UNet3dConfig(classes=2, channels=(3, 4), kernels_z=(1, 3), strides_z=(2,))
         model = UNet3d(config)
         model(torch.rand(2, 1, 4, 16, 16))
+    elif kind == "HRNet":
+        model = HrNet(HrNetConfig(classes=2, channels=(3, 4, 5), modules=1, slices=3))
+        model(torch.rand(2, 3, 32, 32))
     else:
         model = UNet(UNetConfig(classes=2, channels=(4, 6, 8), slices=3 if kind == "2.5D" else 1))
         model(torch.rand(2, model.config.slices, 32, 32))
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["2D", "2.5D", "3D"])
+@pytest.mark.parametrize("kind", ["2D", "2.5D", "3D", "HRNet"])
 def test_tiles_meet_without_a_seam(kind):
     """A box out of small tiles equals the network on the whole volume, away from its borders."""
     model = network(kind)
@@ -47,7 +50,7 @@ def test_a_box_at_the_border_is_mirrored_beyond_it():
     torch.testing.assert_close(logits, logits[:, :1, :1, :1].expand_as(logits), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["2D", "2.5D", "3D"])
+@pytest.mark.parametrize("kind", ["2D", "2.5D", "3D", "HRNet"])
 def test_tiles_are_multiples_of_the_stride_with_the_reach_around_them(kind):
     model = network(kind)
     grid = grid_of(model, 50, 3)

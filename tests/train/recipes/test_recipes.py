@@ -62,6 +62,20 @@ SMALL = {
             "decoder": {"width": 24, "depth": 1, "heads": 2},
         },
     },
+    "restore": {
+        "data": {
+            "volumes": ["synthetic:shape=10x80x80,seed=1"],
+            "batch_size": 2,
+            "patch_vx": 32,
+            "checked_crops": 2,
+            "samples_per_epoch": 8,
+        },
+        "model": {
+            "unet": {"channels": [4, 6, 8]},
+            "discriminator": {"channels": 4, "layers": 1},
+        },
+        "loss": {"adversary": 0.01, "r1_every": 2},
+    },
 }
 
 

@@ -23,6 +23,7 @@ from em_train.engine.run_folder import new_run, resumed_run
 from em_train.recipes import dense_ssl
 from em_train.recipes import segment as recipe
 from em_train.segment import networks
+from PIL import Image
 from typer.testing import CliRunner
 
 SYNTHETIC = "synthetic:shape=10x80x80,seed=1"
@@ -440,3 +441,175 @@ def test_the_command(tmp_path, disks):
             ["segment", "--slices", "1,2", "--out", str(out), "--data", str(disks), *options],
             catch_exceptions=False,
         )
+
+
+def of_particles(path, **groups):
+    own = {
+        "volumes": [f"images:{path / 'images'}"],
+        "labels": [f"particles=images:{path / 'masks'}?match={{name}}_mask.png"],
+        "held_images": [4, 6],
+    }
+    return small(**{**groups, "data": own | groups.get("data", {})})
+
+
+@pytest.mark.parametrize("memory_gib", [1, 1e-6])  # held, or read when it is needed
+def test_it_learns_from_a_collection_of_images(tmp_path, particles, memory_gib):
+    config = of_particles(
+        particles,
+        data={"samples_per_epoch": 120, "batch_size": 4, "memory_gib": memory_gib},
+        model={"unet": {"channels": [8, 12, 16]}},
+        optim={"lr": 1e-2},
+        run={"steps": 60, "log_every": 20, "picture_every": 30, "checkpoint_every": 100},
+    )
+    assert start(tmp_path / "run", config)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    (found,) = scores["classes"]
+    assert found["dice"] > 0.9
+    assert list(found["slices"]) == scores["slices"] == ["4", "5"]  # 5 is smaller than a patch
+    assert (tmp_path / "run" / "images" / "step-000030.png").exists()
+    assert not (tmp_path / "run" / "grey.json").exists()  # each image has a range of its own
+
+
+def test_images_resume_bit_for_bit(tmp_path, particles, monkeypatch):
+    config = of_particles(particles)
+    assert start(tmp_path / "whole", config)
+    states = recipe.States.save
+
+    def interrupt(self, step, **more):
+        states(self, step, **more)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipe.States, "save", interrupt)
+    broken = tmp_path / "broken"
+    assert not start(broken, config)
+    monkeypatch.undo()
+    assert recipe.run(config, resumed_run(broken, config, "segment"), resume=True)
+    assert measured(broken) == measured(tmp_path / "whole")
+    for name in ("scores.json", "images/worst.png"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_image_or_label_is_noticed_when_a_run_is_resumed(tmp_path, draw_particles):
+    for name in ("images/1.png", "images/4.png", "masks/1_mask.png", "masks/4_mask.png"):
+        path = draw_particles(tmp_path / name.replace("/", "-"))
+        config = of_particles(path, run={"steps": 1})
+        assert start(path / "run", config)
+        flipped = np.asarray(Image.open(path / name))[::-1]
+        Image.fromarray(flipped.copy()).save(path / name)
+        with pytest.raises(CheckpointError, match="was trained on other data: then .*4 images"):
+            recipe.run(config, resumed_run(path / "run", config, "segment"), resume=True)
+
+
+def test_images_are_trained_on_or_held_out_as_a_whole(particles):
+    for given, training, held in (
+        ({}, [0, 1, 2, 3], [4, 5]),
+        ({"slices": 2}, [1, 3], [4, 5]),
+        ({"held_images": 1 / 3, "patch_vx": 24}, [0, 2, 3, 5], [1, 4]),
+    ):
+        config = of_particles(particles, data=given)
+        images, labels, classes = recipe.open_data(config.data)
+        crop = recipe.crop_of(images, config.data, config.patch_vx)
+        split = recipe.split_data(images, labels, config.data, crop)
+        assert (split.training.tolist(), split.held.tolist()) == (training, held)
+        loader = recipe.make_loader(images, labels, classes, split, config.data, crop, seed=0)
+        drawn = {loader.volumes[loader.sampler(key).volume].source for key in loader.keys(0) * 30}
+        assert drawn <= {images.path(number) for number in training}
+        windows = recipe.held_out(loader, images, labels, classes, split, config)
+        assert [window.where for window in windows] == [str(number) for number in held]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["borders:images:MASKS"],
+        ["particles=images:MASKS", "border=borders:images:MASKS"],
+        ["one=images:MASKS@301", "two=images:MASKS@302"],
+    ],
+    ids=["borders", "beside", "values"],
+)
+def test_every_kind_of_labels_of_images_runs(tmp_path, particles, labels):
+    masks = f"{particles / 'masks'}?match={{name}}_mask.png"
+    labels = [one.replace("MASKS", masks) for one in labels]
+    config = of_particles(particles, data={"labels": labels}, run={"steps": 2})
+    assert start(tmp_path / "run", config)
+    rows = measured(tmp_path / "run")
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert recipe.rehearse(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("augment", ["none", "ss-tem", "fib-sem"])
+def test_images_are_augmented_without_a_voxel_size(tmp_path, draw_particles, augment):
+    path = draw_particles(tmp_path / "large", sizes=[(140, 150)] * 3)
+    data = {"augment": augment, "held_images": 1}
+    config = of_particles(path, data=data, run={"steps": 2})
+    assert start(tmp_path / "run", config)
+    assert all(math.isfinite(row["loss"]) for row in measured(tmp_path / "run"))
+
+
+def test_images_that_cannot_be_learned_from_are_refused_by_name(
+    tmp_path, particles, disks, draw_particles
+):
+    images, masks = f"images:{particles / 'images'}", f"images:{particles / 'masks'}"
+    for groups, message in (
+        ({"data": {"volumes": [images, str(disks)]}}, "learned from alone; beside it are given"),
+        ({"data": {"labels": [str(particles / "masks")]}}, "give --labels masks=images:FOLDER"),
+        ({"data": {"labels": [f"a={masks}", f"a={masks}"]}}, "given 2 times for one collection"),
+        ({"data": {"labels": [f"particles={masks}"]}}, r"has none for 6 of 6 images .*\?match="),
+        ({"data": {"split": {"z": (1, 2)}}}, "hold out some with --val-images"),
+        ({"data": {"held_images": 0, "patch_vx": 24}}, "no labelled slice or image is held out"),
+        ({"data": {"held_images": 7}}, "7 of 6 images are held out"),
+        ({"data": {"slices": 9}}, "asks for 9 labelled images .* has 4 besides"),
+        ({"data": {"held_images": 1}}, r"1 of 5 .* 32 × 32 .*: 5 \(24 × 30\); .*\?least_px=32"),
+        ({"model": {"unet": {"slices": 3}}}, "a patch has 3 slices, and images have one"),
+        ({"model": {"kind": "unet3d"}}, "a patch has 2 slices, and images have one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe.check(of_particles(particles, **groups))
+    empty = draw_particles(tmp_path / "empty")
+    for number in (4, 5):
+        mask = empty / f"masks/{number}_mask.png"
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
+    with pytest.raises(ValueError, match=r"no voxel in the held-out images \(4, 5\).*--val-images"):
+        recipe.check(of_particles(empty))
+
+
+def test_the_command_takes_a_collection(tmp_path, particles):
+    settings = ["data.patch_vx=16", "data.samples_per_epoch=4", "data.batch_size=2", "run.steps=2"]
+    settings += ["model.unet.channels=[4, 6]", "run.device=cpu"]
+    told = CliRunner().invoke(
+        app,
+        [
+            *("segment", "--data", f"images:{particles / 'images'}?take=1:6", "--out"),
+            *(str(tmp_path / "run"), "--val-images", "2:4", "--slices", "2", "--labels"),
+            f"particles=images:{particles / 'masks'}?match={{name}}_mask.png",
+            *(part for setting in settings for part in ("--set", setting)),
+        ],
+        catch_exceptions=False,
+    )
+    assert told.exit_code == 0, told.output
+    assert "2 images for training, 2 held out" in told.output
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["slices"] == ["3", "4"]
+    for wrong in ("some", "2:x"):
+        told = CliRunner().invoke(app, ["segment", "--data", "a", "--val-images", wrong])
+        assert f"--val-images is {wrong!r}" in str(told.exception)
+
+
+def test_real_particles(tmp_path, real_data):
+    """Numbers of 16 bits, images of different sizes, names of hexadecimal digits."""
+    emps = real_data / "emps_train"
+    if not emps.is_dir():
+        pytest.skip(f"no images of particles at {emps}")
+    config = small(
+        data={
+            "volumes": [f"images:{emps / 'images'}?take=0:12"],
+            "labels": [f"particles=images:{emps / 'instances'}"],
+            "held_images": [10, 12],
+            "patch_vx": 128,
+        },
+        run={"steps": 2},
+    )
+    assert start(tmp_path / "run", config)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert len(scores["slices"]) == 2 and 0 < scores["classes"][0]["average_precision"] < 1

@@ -16,6 +16,7 @@ from em_train.predict.tiles import predict_logits
 from em_train.recipes import segment as recipe
 from em_train.segment import validation
 from em_train.segment.run import open_run
+from PIL import Image
 from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from typer.testing import CliRunner
@@ -241,3 +242,56 @@ def test_borders_of_instances_are_trained_judged_and_divided(tmp_path):
     assert found["instances"][0]["instances"] == sum(
         label(one + 1, connectivity=1).max() for one in cells[4:]
     )
+
+
+def test_images_that_a_run_held_out_score_as_they_did(of_images, particles, tmp_path):
+    images = f"images:{particles / 'images'}"
+    told = invoke(
+        *(of_images, "--data", f"{images}?take=4:6", "--instances", "particles"),
+        *("--json", tmp_path / "s.json", "--picture", tmp_path / "worst.png"),
+    )
+    assert told.exit_code == 0 and "2 of 2 images were trained on, or weights" in told.output
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["classes"] == json.loads((of_images / "scores.json").read_text())["classes"]
+    assert found["protocol"]["images"] == ["4", "5"]
+    (judged,) = found["instances"]
+    masks = [np.asarray(Image.open(particles / f"masks/{n}_mask.png")) for n in (4, 5)]
+    parts = sum(label(mask, connectivity=1).max() for mask in masks)
+    assert judged["instances"] == parts and judged["rand_recall"] > 0.9
+    told = invoke(
+        *(of_images, "--data", f"{images}?take=4:6", "--instances", "particles", "--neck", "0.75"),
+        *("--json", tmp_path / "parted.json", "--picture", tmp_path / "worst.png"),
+    )
+    parted = json.loads((tmp_path / "parted.json").read_text())
+    assert parted["protocol"]["neck"] == 0.75
+    assert parted["instances"][0]["rand_precision"] > judged["rand_precision"] + 0.1
+    with pytest.raises(ValueError, match="--neck parts instances, and none are judged"):
+        invoke(of_images, "--data", images, "--neck", "0.5")
+
+
+def test_every_image_of_another_folder_is_scored(of_images, draw_particles, tmp_path):
+    path = draw_particles(tmp_path / "others", sizes=[(40, 50)] * 20)
+    (path / "images").rename(path / "raw")
+    labels = f"particles=images:{path / 'masks'}?match={{name}}_mask.png"
+    options = ("--json", tmp_path / "s.json", "--picture", tmp_path / "worst.png")
+    told = invoke(of_images, "--data", f"images:{path / 'raw'}", "--labels", labels, *options)
+    assert told.exit_code == 0 and "were trained on" not in told.output
+    (found,) = json.loads((tmp_path / "s.json").read_text())["classes"]
+    assert len(found["slices"]) == 20 and found["dice"] > 0.8
+    for more, message in (
+        ((), r"is not what .* was trained on; name its labels .* NAME=images:FOLDER"),
+        (("--labels", labels, "--score-z", "0:1"), r"\?take=120:160"),
+        (
+            ("--labels", labels.replace("particles=", "dust=")),
+            "knows particles, the labels are dust",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            invoke(of_images, "--data", f"images:{path / 'raw'}", *more, *options)
+
+
+def test_intervals_of_images_come_from_drawing_images(of_images):
+    """One image is no sample of many, whatever the number of its tiles."""
+    stored = json.loads((of_images / "scores.json").read_text())["classes"][0]
+    dice = [one["dice"] for one in stored["slices"].values()]
+    assert stored["dice_interval"] == pytest.approx([min(dice), max(dice)])

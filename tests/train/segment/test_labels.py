@@ -7,6 +7,7 @@ from em_train.segment.labels import (
     Classes,
     balance,
     labelled,
+    meeting,
     open_labels,
     truth_of,
 )
@@ -69,6 +70,20 @@ def test_labels_are_found_and_placed(stores):
     assert [one.covered[0].size_vx[0] for one in labels] == [2, 4]
 
 
+def test_borders_of_instances_stand_beside_what_they_part(stores):
+    path, voxels = stores
+    raw = [open_volume(path / "a")]
+    labels, classes = open_labels(raw, ["own", "border=borders:own"])
+    assert (classes.names, classes.borders) == (("own", "border"), ("border",))
+    box = Box((1, 0, 0), (2, 8, 8))
+    truth, _ = truth_of(labels[0], classes, box)
+    np.testing.assert_array_equal(truth[0], voxels[1:3] != 0)
+    np.testing.assert_array_equal(truth[1], meeting(torch.from_numpy(voxels[1:3])))
+    alone, borders = open_labels(raw, ["borders:own"])
+    np.testing.assert_array_equal(truth_of(alone[0], borders, box)[0][0], truth[1])
+    assert balance(classes, 0.5) == {"own": 0.5} and balance(borders, 0.5) == {}
+
+
 def test_what_is_given_wrongly_is_refused_by_name(stores):
     path, _ = stores
     raw, part = [open_volume(path / "a"), open_volume(path / "b")], str(path / "part")
@@ -77,7 +92,8 @@ def test_what_is_given_wrongly_is_refused_by_name(stores):
         ([f"x={part}"], "given 1 times for 2 volumes"),
         ([f"x={part}@1", f"x={part}@2"], "one value in all volumes"),
         (["own@1", "other=own"], "values of one volume"),
-        (["borders:own", "other=own"], "borders: takes one volume, with all classes; got 2"),
+        (["classes:own", "b=borders:own"], "classes: takes one volume, with all classes; got 2"),
+        (["one=own@1", "b=borders:own"], "are either values of one volume"),
     ):
         with pytest.raises(ValueError, match=message):
             open_labels(raw, options)

@@ -10,6 +10,7 @@ from em_train.cli import app
 from em_train.engine.config import Layer, resolve
 from em_train.engine.run_folder import new_run
 from em_train.recipes import segment as recipe
+from em_train.segment.instances import components
 from em_train.segment.predict import class_map
 from typer.testing import CliRunner
 
@@ -68,3 +69,26 @@ def test_probabilities_are_those_of_the_network_and_classes_follow_the_threshold
 def test_other_outputs_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="wanted classes or probabilities"):
         predict(run, tmp_path / "e.zarr", "--output", "embedding")
+
+
+def test_instances_are_those_of_whole_slices_whatever_the_blocks(run, tmp_path):
+    more = ("--output", "instances,classes", "--instances", "mito", "--neck", "0")
+    predict(run, tmp_path / "whole.zarr", *more)
+    predict(run, tmp_path / "blocks.zarr", *more, "--block", "32,128,128")
+    volume = open_volume(tmp_path / "whole.zarr")
+    classes, found = volume[:, :, :], volume.labels("instances")[:, :, :]
+    stored = json.loads((run / "run" / "classes.json").read_text())["names"]
+    assert stored == ["membrane", "mito"] and found.dtype == np.uint32
+    for z in range(SHAPE[0]):  # mito wins where both are found
+        np.testing.assert_array_equal(found[z], components(classes[z] == 2))
+    other = open_volume(tmp_path / "blocks.zarr")
+    np.testing.assert_array_equal(other.labels("instances")[:, :, :], found)
+    np.testing.assert_array_equal(other[:, :, :], classes)
+    predict(
+        run, tmp_path / "cells.zarr", "--output", "instances", "--instances", "between:membrane"
+    )
+    cells = open_volume(tmp_path / "cells.zarr")
+    assert cells.dtype == np.uint32 and (cells[:, :, :] > 0).any()
+    with pytest.raises(ValueError, match="say whose instances are wanted"):
+        predict(run, tmp_path / "no.zarr", "--output", "instances")
+    assert not (tmp_path / "no.zarr").exists()

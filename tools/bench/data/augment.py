@@ -33,10 +33,10 @@ from em_data.augment.presets import preset
 from em_data.augment.warp import WarpConfig
 from em_data.geometry import Float3, Int3
 from em_data.synthetic import SyntheticConfig, render
-from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import sheet
 from record import print_table, write
 
 BATCH = 8
@@ -220,21 +220,7 @@ def draw(path: Path) -> None:
     for number in (233, 283, 331):  # with more defects than most
         title = f"ss-tem: the slices of sample {number}"
         rows.append((title, samples("ss-tem", size, thin, number)))
-    gap, bar = 4, 18
-    width = len(rows[0][1]) * (PANEL_PX + gap) - gap
-    sheet = Image.new("L", (width, len(rows) * (PANEL_PX + 2 * bar)), 255)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for r, (title, panels) in enumerate(rows):
-        top = r * (PANEL_PX + 2 * bar)
-        pen.text((0, top + 1), title, fill=0, font=font)
-        for c, (name, panel) in enumerate(panels):
-            left = c * (PANEL_PX + gap)
-            step = 255 / (GREYS - 1)
-            pixels = np.rint(np.rint(panel.numpy() * 255 / step) * step).astype(np.uint8)
-            sheet.paste(Image.fromarray(pixels), (left, top + bar))
-            pen.text((left, top + bar + PANEL_PX + 1), name, fill=0, font=font)
-    sheet.save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    sheet.save(path, rows, greys=GREYS)
 
 
 def tissue(config: AugmentConfig, size: Int3, voxel: Float3) -> torch.Tensor:

@@ -48,6 +48,7 @@ from record import show, write
 # Imported before the forks, because a run imports them.
 HEAVY = (
     *("em_train.recipes.dense_ssl", "em_train.recipes.segment", "em_train.recipes.mae"),
+    "em_train.recipes.restore",
     "em_train.engine.launch",
     "torch._dynamo",
     "PIL.PngImagePlugin",
@@ -73,6 +74,11 @@ SETTINGS = {
         *("data.split.last_z=0.35", "model.encoder.width=24", "model.encoder.depth=1"),
         *("model.encoder.heads=2", "model.encoder.patch_vx=[2,8,8]", "model.decoder.width=12"),
         *("model.decoder.depth=1", "model.decoder.heads=2"),
+    ),
+    "restore": (
+        *("data.patch_vx=32", "data.samples_per_epoch=8", "data.checked_crops=2"),
+        *("model.unet.channels=[4,6,8]", "loss.adversary=.01", "loss.r1_every=2"),
+        *("model.discriminator.channels=4", "model.discriminator.layers=1"),
     ),
 }
 LABELS = ("--labels", "membrane=classes@1", "--labels", "mitochondria=classes@2")

@@ -6,7 +6,7 @@ Only `em_data.loader`, `em_data.augment` and what augmentation is made of need t
 name.
 """
 
-from em_data.binning import binned
+from em_data.binning import binned, interpolated
 from em_data.errors import (
     BlockDamagedError,
     BlockMissingError,
@@ -25,7 +25,7 @@ from em_data.formats.image_labels import ImageLabels, match_labels
 from em_data.formats.images import Images, open_images
 from em_data.geometry import Box, tiles
 from em_data.intensity import GreyRange, grey_range, nan_share
-from em_data.labels import Labels, place_labels, place_mask
+from em_data.labels import Labels, place_labels, place_mask, place_target
 from em_data.sampler.block_plan import BlockPlan, plan_blocks
 from em_data.sampler.block_shuffle import BlockSampler, choose_sampler
 from em_data.sampler.crop import CubeConfig, Sample, StackConfig
@@ -33,7 +33,7 @@ from em_data.sampler.describe import describe
 from em_data.sampler.place_sampler import PlaceSampler
 from em_data.sampler.places import Region
 from em_data.sampler.randomness import Key, Stream, random_at
-from em_data.sampler.split import Split, SplitConfig, hold_out
+from em_data.sampler.split import ImageSplit, Split, SplitConfig, hold_out, hold_out_images
 from em_data.volume import Level, Volume
 from em_data.writer.blockwise import BlockStore, attach_blocks, begin_blocks
 from em_data.writer.store import ImageConfig, new_store
@@ -54,6 +54,7 @@ __all__ = [
     "GreyRange",
     "ImageConfig",
     "ImageLabels",
+    "ImageSplit",
     "Images",
     "Key",
     "Labels",
@@ -79,6 +80,8 @@ __all__ = [
     "describe",
     "grey_range",
     "hold_out",
+    "hold_out_images",
+    "interpolated",
     "match_labels",
     "nan_share",
     "new_store",
@@ -86,6 +89,7 @@ __all__ = [
     "open_volume",
     "place_labels",
     "place_mask",
+    "place_target",
     "plan_blocks",
     "predict_block",
     "random_at",

@@ -41,13 +41,15 @@ class GreyRange:
         """See `scale`."""
         return -self.low * self.scale
 
-    def unit(self, voxels: np.ndarray) -> np.ndarray:
-        """Stored values as float32 in [0, 1]; what lies outside the range is clipped.
+    def unit(self, voxels: np.ndarray, *, clip: bool = True) -> np.ndarray:
+        """Stored values as float32 in [0, 1]; what lies outside the range is clipped, if asked to.
 
         >>> GreyRange(100, 200).unit(np.array([50, 100, 150], np.uint8)).tolist()
         [0.0, 0.0, 0.5]
         """
-        found = np.clip(voxels.astype(np.float32) * self.scale + self.shift, 0, 1)
+        found = voxels.astype(np.float32) * np.float32(self.scale) + np.float32(self.shift)
+        if clip:
+            found = np.clip(found, 0, 1)
         # What is no number is shown as black, like the slices that a microscope has lost.
         return np.nan_to_num(found, copy=False) if voxels.dtype.kind == "f" else found
 
@@ -57,7 +59,8 @@ def grey_range(volume: Volume) -> GreyRange:
 
     Slices of one value, as missing ones are, do not count.
     """
-    if volume.shape[0] == 1 and volume.chunk_vx == volume.shape:  # a picture, decoded whole
+    decoded = volume.shape[0] == 1 and volume.chunk_vx == volume.shape
+    if decoded or volume.format == "image":  # a picture, in memory or decoded whole
         return range_of([volume.read(Box((0, 0, 0), volume.shape))])
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return range_of(list(pool.map(volume.read, _boxes(volume))))

@@ -129,31 +129,22 @@ def place_labels(
             raise VolumeFormatError(
                 f"labels {name!r} ({volume.source}) hold {volume.dtype}; wanted integers or bool"
             )
-        layer = _place(raw, volume, f"labels {name!r}")
-        for axis, step, start in zip("zyx", layer.step, layer.start, strict=True):
-            if step != 1:
-                n = _shared(raw, volume)["zyx".index(axis)]
-                raise VolumeFormatError(
-                    f"labels {name!r} ({volume.source}) have voxels of {_nm(volume)}, "
-                    f"{raw.source} has {_nm(raw)}, which is {abs(step - 1) * n:.3g} voxels apart after "
-                    f"{n} on {axis}; resample the labels, mend the voxel size that is wrong "
-                    "(voxel_size_nm), or open the level of the raw volume that fits them (at_nm)"
-                )
-            if abs(start - round(start)) > ON_GRID_VX:
-                raise VolumeFormatError(
-                    f"labels {name!r} ({volume.source}) begin at {_at(volume)}, {raw.source} at "
-                    f"{_at(raw)}: {start % 1:.2f} voxels off its grid on {axis}; resample the labels, "
-                    "or mend the origin that is wrong (origin_nm)"
-                )
-        layer = replace(
-            layer,
-            step=(1.0, 1.0, 1.0),
-            start=float3([round(start) for start in layer.start]),
-            ignore=ignore,
-        )
-        layers.append(_overlapping(raw, layer, f"labels {name!r}"))
+        layers.append(replace(_on_voxels(raw, volume, f"labels {name!r}"), ignore=ignore))
     check_types({f"labels {name!r}": volume.dtype for name, volume in volumes.items()})
     return Labels(tuple(volumes), tuple(layers))
+
+
+def place_target(raw: Volume, target: Volume) -> Labels:
+    """Another image of what `raw` shows, on its voxels: what a restoration of it is compared with.
+
+    It holds the type of `raw`, so that the same number is the same grey.
+    """
+    if target.dtype != raw.dtype:
+        raise VolumeFormatError(
+            f"target {target.source} holds {target.dtype}, {raw.source} {raw.dtype}: the same number "
+            "must be the same grey; convert one of them"
+        )
+    return Labels(("target",), (_on_voxels(raw, target, "target"),))
 
 
 def check_types(dtypes: Mapping[str, np.dtype[Any]]) -> None:
@@ -192,6 +183,28 @@ def _place(raw: Volume, volume: Volume, name: str) -> PlacedVolume:
     ]
     start = [(ours - theirs) / size for ours, theirs, (_, size) in from_nm]
     return PlacedVolume(volume, raw.shape, float3(step), float3(start))
+
+
+def _on_voxels(raw: Volume, volume: Volume, name: str) -> PlacedVolume:
+    """A volume whose voxels are those of `raw`, one for one, wherever it begins and ends."""
+    layer = _place(raw, volume, name)
+    for axis, step, start in zip("zyx", layer.step, layer.start, strict=True):
+        if step != 1:
+            n = _shared(raw, volume)["zyx".index(axis)]
+            raise VolumeFormatError(
+                f"{name} ({volume.source}) have voxels of {_nm(volume)}, "
+                f"{raw.source} has {_nm(raw)}, which is {abs(step - 1) * n:.3g} voxels apart after "
+                f"{n} on {axis}; resample the {name.split()[0]}, mend the voxel size that is wrong "
+                "(voxel_size_nm), or open the level of the raw volume that fits (at_nm)"
+            )
+        if abs(start - round(start)) > ON_GRID_VX:
+            raise VolumeFormatError(
+                f"{name} ({volume.source}) begin at {_at(volume)}, {raw.source} at "
+                f"{_at(raw)}: {start % 1:.2f} voxels off its grid on {axis}; resample the "
+                f"{name.split()[0]}, or mend the origin that is wrong (origin_nm)"
+            )
+    on_grid = float3([round(start) for start in layer.start])
+    return _overlapping(raw, replace(layer, step=(1.0, 1.0, 1.0), start=on_grid), name)
 
 
 def _shared(raw: Volume, volume: Volume) -> Int3:

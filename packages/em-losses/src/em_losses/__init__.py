@@ -1,14 +1,16 @@
-"""Losses for dense self-supervised learning and for segmentation, as pure functions of tensors.
+"""Losses for self-supervised learning, segmentation and restoration, as pure functions of tensors.
 
     entropy_sums -> EntropySums -> entropy_of_mean, mean_entropy -> entropy_floor
     divergence_sums -> DivergenceSums -> cross_entropy, information_bound
     pick -> info_nce          draw_directions -> sigreg
     binary_sums -> SegmentationSums -> mean_cross_entropy + dice_loss
     reconstruction_error + gradient_error
+    charbonnier, ssim, ms_ssim        discriminator_loss + gradient_penalty, generator_loss
 
 Compiled operators are used where em-kernels is installed (`em_losses.kernels`).
 """
 
+from em_losses.adversarial import discriminator_loss, generator_loss, gradient_penalty
 from em_losses.contrastive import info_nce
 from em_losses.divergence import DivergenceSums, divergence_sums, plain_divergence_sums
 from em_losses.draws import draw_directions, draw_places, pick
@@ -37,6 +39,7 @@ from em_losses.mutual_information import (
     information_bound,
     symmetric_cross_entropy,
 )
+from em_losses.restoration import charbonnier, ms_ssim, ssim
 from em_losses.segmentation import (
     SegmentationSums,
     bce_dice,
@@ -56,9 +59,11 @@ __all__ = [
     "bce_dice",
     "binary_sums",
     "boundary_weight",
+    "charbonnier",
     "cross_entropy",
     "cross_sample_variance",
     "dice_loss",
+    "discriminator_loss",
     "divergence_sums",
     "diversity",
     "draw_directions",
@@ -70,13 +75,16 @@ __all__ = [
     "equivariance",
     "exclusive_sums",
     "gain_over_mean",
+    "generator_loss",
     "gradient_error",
+    "gradient_penalty",
     "iic",
     "info_nce",
     "information_bound",
     "kernels_in_use",
     "mean_cross_entropy",
     "mean_entropy",
+    "ms_ssim",
     "patch_targets",
     "pick",
     "plain_divergence_sums",
@@ -85,5 +93,6 @@ __all__ = [
     "reconstruction_error",
     "sigreg",
     "softmax_dice",
+    "ssim",
     "symmetric_cross_entropy",
 ]

@@ -24,6 +24,11 @@ def identity(sums: Tensor) -> Tensor:
     return sums
 
 
+def wide(values: Tensor) -> Tensor:
+    """In float32 or float64: float16 counts no further than 65504."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 class EntropySums(NamedTuple):
     """What entropy regularizers are made of."""
 

@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from em_losses.entropy import wide
 from em_losses.kernels import compiled
 
 Int3 = tuple[int, int, int]
@@ -68,7 +69,7 @@ def plain_reconstruction_error(
     eps: float = 1e-6,
 ) -> Tensor:
     """`reconstruction_error` in plain torch, the reference for the compiled operator."""
-    prediction = _wide(prediction)
+    prediction = wide(prediction)
     target = plain_patch_targets(volume, patch_vx, tokens=tokens, scale=scale, eps=eps)[0]
     _check(prediction, target)
     return (prediction - target.to(prediction.dtype)).square().mean()
@@ -90,7 +91,7 @@ def gradient_error(
     """
     if max(patch_vx) < 2:
         raise ValueError(f"patches of {patch_vx} voxels have no neighbours to take differences of")
-    prediction = _wide(prediction)
+    prediction = wide(prediction)
     target = patch_targets(volume, patch_vx, tokens=tokens, scale=scale, eps=eps)[0]
     _check(prediction, target)
     error = (prediction - target.to(prediction.dtype)).unflatten(-1, patch_vx)  # (B, H, z, y, x)
@@ -126,7 +127,7 @@ def plain_patch_targets(
             f"multiples of the patch {tuple(patch_vx)}"
         )
     (pz, py, px), (z, y, x) = patch_vx, (n // p for n, p in zip(size, patch_vx, strict=True))
-    values = _wide(volume.detach()) * scale
+    values = wide(volume.detach()) * scale
     split = values.reshape(-1, z, pz, y, py, x, px).permute(0, 1, 3, 5, 2, 4, 6)
     cut = split.reshape(-1, z * y * x, pz * py * px)  # (B, N, D)
     patches = cut.gather(1, tokens[..., None].expand(-1, -1, cut.shape[2]))
@@ -139,10 +140,6 @@ def _fused(prediction: Tensor, volume: Tensor) -> ModuleType | None:
     if volume.dtype not in STORED or torch.float64 in (prediction.dtype, volume.dtype):
         return None
     return compiled("patches", prediction)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _check(prediction: Tensor, target: Tensor) -> None:

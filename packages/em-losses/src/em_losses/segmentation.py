@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from em_losses.entropy import Reduce, flat, identity
+from em_losses.entropy import Reduce, flat, identity, wide
 
 
 class SegmentationSums(NamedTuple):
@@ -59,7 +59,7 @@ def binary_sums(
         )
     for name, mask in (("valid", valid), ("weight", weight)):
         _check_mask(name, mask, logits)
-    logits = _wide(logits)
+    logits = wide(logits)
     y = target.to(logits.dtype)
     p = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
@@ -112,7 +112,7 @@ def exclusive_sums(
             raise ValueError(f"{name} has shape {tuple(one.shape)}; wanted {wanted}")
     if target.is_floating_point() or target.dtype == torch.bool:
         raise TypeError(f"target is {target.dtype}; wanted integers")
-    logits, classes = _wide(logits), logits.shape[1]
+    logits, classes = wide(logits), logits.shape[1]
     target = target.long()
     log_p = logits.log_softmax(1)
     p = log_p.exp()
@@ -267,10 +267,6 @@ def _weights(class_weights: Sequence[float] | Tensor | None, like: Tensor) -> Te
 def _not_zero(total: Tensor) -> Tensor:
     """A divisor: what it divides is 0 where it is 0."""
     return torch.where(total > 0, total, 1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _check(logits: Tensor, focal: float) -> None:

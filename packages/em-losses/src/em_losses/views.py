@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from em_losses.entropy import Reduce, identity
+from em_losses.entropy import Reduce, identity, wide
 
 
 def cross_sample_variance(probabilities: Tensor, *, reduce: Reduce = identity) -> Tensor:
@@ -29,7 +29,7 @@ def cross_sample_variance(probabilities: Tensor, *, reduce: Reduce = identity) -
     >>> float(cross_sample_variance(torch.eye(4)[:, :, None]))
     0.75
     """
-    samples, p = len(probabilities), _widened(probabilities)
+    samples, p = len(probabilities), wide(probabilities)
     moments = torch.stack([p.sum(0), p.square().sum(0)])  # (2, K, …)
     count = reduce(moments.new_tensor(float(samples)))
     mean, square = reduce(moments) / count
@@ -63,12 +63,7 @@ def equivariance(
             f"turned codes have shape {tuple(turned.shape)}, codes of the turned images "
             f"{tuple(codes_of_turned.shape)}; wanted the same"
         )
-    turned = _widened(turned)
-    total = (turned - _widened(codes_of_turned)).square().sum()
+    turned = wide(turned)
+    total = (turned - wide(codes_of_turned)).square().sum()
     pixels = turned.new_tensor(float(turned.shape[0] * turned[0, 0].numel()))
     return reduce(total) / reduce(pixels)
-
-
-def _widened(values: Tensor) -> Tensor:
-    """In float32 or float64: float16 counts no further than 65504."""
-    return values if values.dtype == torch.float64 else values.float()

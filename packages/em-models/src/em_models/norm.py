@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -63,3 +63,14 @@ class BatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"batch norm got shape {tuple(input.shape)}; wanted (B, C, …)")
+
+
+def share_norms(network: nn.Module) -> None:
+    """Batch norms of somebody else's network become ours."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                same = ("eps", "momentum", "affine", "track_running_stats")
+                norm = BatchNorm(child.num_features, **{key: getattr(child, key) for key in same})
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm.train(child.training))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from em_models.geometry import Geometry
 from em_models.head import DenseCodes, Head, check_head, read_codes, stretch
-from em_models.norm import BatchNorm
+from em_models.norm import BatchNorm, share_norms
 from em_models.spread import Spread, reach
 
 WHOLE = 32  # px; multiples of it suit every backbone that is run as it was meant
@@ -232,31 +232,27 @@ def _make_backbone(config: TimmEncoderConfig) -> tuple[nn.Module, list[int], lis
             f"{config.backbone} has features every {', '.join(map(str, pitches))} px, none "
             f"at {config.max_stride} or less; raise max_stride, or take another backbone"
         )
-    try:
-        backbone: Any = timm.create_model(
-            config.backbone, pretrained=config.pretrained, out_indices=levels, **settings
-        )
-    except Exception as error:
-        if not config.pretrained:
-            raise
-        raise OSError(
-            f"no pretrained weights for {config.backbone} ({type(error).__name__}: {error}); connect "
-            "to the network, put them in timm's cache (HF_HOME), or set pretrained to false"
-        ) from error
+    backbone = create_backbone(
+        config.backbone, pretrained=config.pretrained, out_indices=levels, **settings
+    )
     info = backbone.feature_info
-    _share_norms(backbone)
+    share_norms(backbone)
     return backbone, list(info.reduction()), list(info.channels())
 
 
-def _share_norms(network: nn.Module) -> None:
-    """Batch norms become ours, whose statistics can be those of several processes."""
-    for module in network.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                same = ("eps", "momentum", "affine", "track_running_stats")
-                norm = BatchNorm(child.num_features, **{key: getattr(child, key) for key in same})
-                norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
+def create_backbone(name: str, *, pretrained: bool, **settings: Any) -> Any:
+    """A network of timm; weights that are asked for and cannot be had are an OSError."""
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, **settings)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise OSError(
+            f"no pretrained weights for {name} ({type(error).__name__}: {error}); connect "
+            "to the network, put them in timm's cache (HF_HOME), or set pretrained to false"
+        ) from error
 
 
 def _agrees(meant: nn.Module, spread: nn.Module, strides: Spread, pitches: list[int]) -> bool:

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ from em_models.dense import DenseEncoder, DenseEncoderConfig
 from em_models.norm import BatchNorm
 
 Activation = Literal["leaky_relu", "gelu"]
-Norm = Literal["batch", "group"]
+Norm = Literal["batch", "group", "none"]
 GROUPS = 8  # of channels that a group norm normalises together, at most
 SQUEEZE = 8  # channels per hidden unit of squeeze-and-excitation
 
@@ -52,8 +53,8 @@ class UNetConfig:
     activation: Activation = "leaky_relu"
     """Activation: leaky_relu or gelu; the bottleneck always has GELU."""
     norm: Norm = "batch"
-    """Normalisation: batch, or group, which takes statistics of each tile, so that the result
-    depends on the tiling."""
+    """Normalisation: batch; group, which takes statistics of each tile, so that the result depends
+    on the tiling; or none."""
     dropout: float = 0.0
     """Share of the bottleneck's channels that is dropped while training."""
     squeeze: bool = False
@@ -119,7 +120,7 @@ class UNetConfig:
     @property
     def local(self) -> bool:
         """Whether a logit depends on its receptive field alone, and not on the rest of the tile."""
-        return self.norm == "batch" and not self.squeeze
+        return self.norm != "group" and not self.squeeze
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -202,25 +203,31 @@ class UNet(nn.Module):
                 stacklevel=2,
             )
         self.guide = None if config.guide is None else DenseEncoder(config.guide)
+        make_block = partial(
+            Block, norm=config.norm, activation=config.activation, squeeze=config.squeeze
+        )
         inputs, encoder, downs = config.slices, [], []
         for level, channels in enumerate(config.channels):
             if level:
-                stride = nn.Conv2d(inputs, inputs, 3, 2, 1, bias=False)
+                stride = nn.Conv2d(inputs, inputs, 3, 2, 1, bias=config.norm == "none")
                 downs.append(stride if config.down == "stride" else nn.MaxPool2d(2))
             if config.guide is not None and config.guide_cell == 2**level:
                 inputs += config.guide.embedding
-            encoder.append(Block(inputs, channels, config, first=level == 0))
+            encoder.append(make_block(inputs, channels, first=level == 0))
             inputs = channels
         self.encoder, self.downs = nn.ModuleList(encoder), nn.ModuleList(downs)
         self.bottleneck = Bottleneck(inputs, config)
         ups, decoder = [], []
         for skip, channels in zip(config.channels[-2::-1], config.widths[::-1], strict=True):
-            ups.append(_up(inputs, channels, config.up))
-            decoder.append(Block(skip + channels, channels, config))
+            ups.append(_up(inputs, channels, config))
+            decoder.append(make_block(skip + channels, channels))
             inputs = channels
         self.ups, self.decoder = nn.ModuleList(ups), nn.ModuleList(decoder)
         heads = config.widths if config.deep_supervision else config.widths[:1]
-        self.heads = nn.ModuleList(Head(channels, config) for channels in heads)
+        self.heads = nn.ModuleList(
+            Head(channels, config.classes, norm=config.norm, activation=config.activation)
+            for channels in heads
+        )
         # With channels last, CPU and GPU convolutions need no reordering of their inputs.
         self.to(memory_format=torch.channels_last)
 
@@ -273,18 +280,26 @@ class Block(nn.Module):
     """x + f(x), f being norm, activation and 3 × 3 convolution, twice: (B, I, Y, X) -> (B, O, Y, X)."""
 
     def __init__(
-        self, inputs: int, outputs: int, config: UNetConfig, *, first: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        norm: Norm,
+        activation: Activation,
+        squeeze: bool = False,
+        first: bool = False,
     ) -> None:
         super().__init__()
+        biased = norm == "none"  # a norm that follows would take it away
         # The image itself is not rectified: half of what it says would be lost.
-        self.norm1 = None if first else _norm(inputs, config.norm)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = _norm(outputs, config.norm)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1 = None if first else make_norm(inputs, norm)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=biased)
+        self.norm2 = make_norm(outputs, norm)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=biased)
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, bias=False)
-        self.activate = activation(config.activation)
-        self.squeeze = SqueezeExcite(outputs) if config.squeeze else nn.Identity()
+        self.activate = make_activation(activation, norm)
+        self.squeeze = SqueezeExcite(outputs) if squeeze else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the block."""
@@ -299,10 +314,12 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _norm(channels, config.norm),
+            make_norm(channels, config.norm),
             nn.GELU(),
-            nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False),
-            _norm(channels, config.norm),
+            nn.Conv2d(
+                channels, channels, 7, padding=3, groups=channels, bias=config.norm == "none"
+            ),
+            make_norm(channels, config.norm),
             nn.GELU(),
             nn.Conv2d(channels, channels, 1),
             nn.Dropout2d(config.dropout),
@@ -337,18 +354,27 @@ class SqueezeExcite(nn.Module):
 class Head(nn.Sequential):
     """Norm, activation and 1 × 1 convolution: (B, I, Y, X) -> logits (B, C, Y, X)."""
 
-    def __init__(self, inputs: int, config: UNetConfig) -> None:
+    def __init__(self, inputs: int, classes: int, *, norm: Norm, activation: Activation) -> None:
         super().__init__(
-            _norm(inputs, config.norm),
-            activation(config.activation),
-            nn.Conv2d(inputs, config.classes, 1),
+            make_norm(inputs, norm),
+            make_activation(activation, norm),
+            nn.Conv2d(inputs, classes, 1),
         )
 
 
-def activation(name: Activation) -> nn.Module:
-    """The activation by name."""
-    # In place: the norm before it keeps its input, not its output.
-    return nn.GELU() if name == "gelu" else nn.LeakyReLU(0.01, inplace=True)
+def make_activation(name: Activation, norm: Norm = "batch") -> nn.Module:
+    """The activation by name, of what comes out of a norm."""
+    # In place: a norm keeps its input, not its output. Without one, its input is what skips pass on.
+    return nn.GELU() if name == "gelu" else nn.LeakyReLU(0.01, inplace=norm != "none")
+
+
+def make_norm(channels: int, kind: Norm) -> nn.Module:
+    """The norm by name."""
+    if kind == "none":
+        return nn.Identity()
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+    return BatchNorm(channels)
 
 
 def check_size(size: Sequence[int], stride: Sequence[int]) -> None:
@@ -381,18 +407,12 @@ def effective_receptive_field(model: nn.Module, image: Tensor, *, share: float =
     return 2 * int((within < share * within[-1]).sum()) + 1
 
 
-def _norm(channels: int, kind: Norm) -> nn.Module:
-    if kind == "group":
-        return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
-    return BatchNorm(channels)
-
-
-def _up(inputs: int, outputs: int, kind: str) -> nn.Module:
-    if kind == "transpose":
+def _up(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:
+    if config.up == "transpose":
         return nn.ConvTranspose2d(inputs, outputs, 2, 2)
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="bilinear"),
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=config.norm == "none"),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from em_models.norm import BatchNorm
-from em_models.unet import Activation, activation, check_size
+from em_models.unet import Activation, check_size, make_activation
 
 Int3 = tuple[int, int, int]
 
@@ -136,7 +136,7 @@ class UNet3d(nn.Module):
         )
         last = config.widths[0]
         self.head = nn.Sequential(
-            BatchNorm(last), activation(config.activation), nn.Conv3d(last, config.classes, 1)
+            BatchNorm(last), make_activation(config.activation), nn.Conv3d(last, config.classes, 1)
         )
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class Block3d(nn.Module):
         self.conv2 = nn.Conv3d(outputs, outputs, size, padding="same", bias=False)
         same = inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Conv3d(inputs, outputs, 1, bias=False)
-        self.activate = activation(act)
+        self.activate = make_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the block."""

@@ -23,7 +23,9 @@ from torch import nn
 
 from em_models.dense import DenseEncoder
 from em_models.filter_bank import FilterBank
+from em_models.hrnet import HrNet, TimmHrNet
 from em_models.mae import Mae
+from em_models.patch_discriminator import PatchDiscriminator
 from em_models.predictor import SlicePredictor
 from em_models.projector import Projector
 from em_models.timm_encoder import TimmEncoder
@@ -36,10 +38,13 @@ NAMED = 3  # tensors that a message names
 MODELS: dict[str, Any] = {
     "DenseEncoder": DenseEncoder,
     "FilterBank": FilterBank,
+    "HrNet": HrNet,
     "Mae": Mae,
+    "PatchDiscriminator": PatchDiscriminator,
     "Projector": Projector,
     "SlicePredictor": SlicePredictor,
     "TimmEncoder": TimmEncoder,
+    "TimmHrNet": TimmHrNet,
     "UNet": UNet,
     "UNet3d": UNet3d,
     "Vit3d": Vit3d,
@@ -148,7 +153,7 @@ def read_description(folder: str | Path) -> Described:
             f"{path} describes class {name!r} in format {version!r}; this version reads "
             f"{', '.join(MODELS)} in format {FORMAT}"
         )
-    if name == "TimmEncoder":
+    if name in ("TimmEncoder", "TimmHrNet"):
         _refuse_fetching(path, tree["config"])
     return Described(name, tree["config"])
 

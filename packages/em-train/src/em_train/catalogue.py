@@ -90,11 +90,13 @@ RECIPES = {
             with intervals, pictures of the best and the worst, and `report.html`. With --init and a
             dense-ssl run, the encoder of that run guides the network.
 
+            Of a collection, `images:FOLDER`, some images are held out as a whole.
+
             For instance: `emtrain segment --data raw.zarr --labels mitochondria=mito.zarr --val-z 880:900`
             """,
             options="em_train.commands.segment",
             predict="em_train.segment.predict",
-            outputs=("classes", "probabilities"),
+            outputs=("classes", "probabilities", "instances"),
             evaluate="em_train.segment.evaluate",
         ),
         Entry(
@@ -110,6 +112,22 @@ RECIPES = {
             predict="em_train.mae.predict",
             outputs=("embedding",),
             features="em_train.mae.run",
+        ),
+        Entry(
+            command="restore",
+            recipe="em_train.recipes.restore",
+            help="""Learn to repair images: noise, coarse pixels, uneven background, or all of it.
+
+            Damaged copies of the volumes are made and repaired; or --target names better scans; or the
+            noisy volume is all there is (--learn-from noise). The run folder holds the network,
+            pictures of damaged, repaired and true crops, the gain in dB on held-out slices, and
+            `report.html`. A run is a start for `emtrain segment --init RUN` too.
+
+            For instance: `emtrain restore --data raw.zarr --task denoise --out runs/denoise`
+            """,
+            options="em_train.commands.restore",
+            predict="em_train.restore.predict",
+            outputs=("restored",),
         ),
     )
 }

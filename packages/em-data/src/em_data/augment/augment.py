@@ -35,7 +35,7 @@ from em_data.sampler.randomness import Key, Stream, random_at
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is changed in a sample, and how far; `modality.py` has sets for kinds of microscopy."""
+    """What is changed in a sample, and how far; `presets.py` has sets for kinds of microscopy."""
 
     warp: WarpConfig = field(default_factory=WarpConfig)
     """What moves voxels."""

@@ -25,6 +25,7 @@ UNITS_NM: dict[str, float] = NANOMETRES | {
     **{"um": 1e3, "µm": 1e3, "μm": 1e3, "\\u00B5m": 1e3, "micron": 1e3, "microns": 1e3},
 }
 
+FARTHEST_NM = 1e15  # 1000 km: no stage goes as far, and sums of what lies there lose no digit
 
 # Numbered slices of which some are missing: refused, or taken as if the others followed each other.
 Gaps = Literal["refuse", "close"]
@@ -184,10 +185,10 @@ def units_nm(source: str, units: Sequence[str | None]) -> list[float] | None:
 
 def voxel_size(source: str, size_nm: Sequence[float]) -> Float3:
     """A voxel size that was read from a file, refused when it is not positive and finite."""
-    if len(size_nm) != 3 or not all(_is_number(s) and s > 0 for s in size_nm):
+    if len(size_nm) != 3 or not all(_is_number(s) and 0 < s <= FARTHEST_NM for s in size_nm):
         raise VolumeFormatError(
             f"{source}: the voxel size is given as {_shown(size_nm)} nm; wanted three finite numbers "
-            "above 0: repair the metadata, or give voxel_size_nm when opening it"
+            f"above 0, none beyond {FARTHEST_NM:g}: repair the metadata, or give voxel_size_nm when opening it"
         )
     # Units multiply out to numbers such as 4.000000000000001.
     return float3([float(f"{s:.12g}") for s in size_nm])
@@ -195,10 +196,10 @@ def voxel_size(source: str, size_nm: Sequence[float]) -> Float3:
 
 def first_voxel(source: str, origin_nm: Sequence[float]) -> Float3:
     """The place of the first voxel that was read from a file, refused when it is not finite."""
-    if len(origin_nm) != 3 or not all(map(_is_number, origin_nm)):
+    if len(origin_nm) != 3 or not all(_is_number(o) and abs(o) <= FARTHEST_NM for o in origin_nm):
         raise VolumeFormatError(
-            f"{source}: its origin is given as {_shown(origin_nm)} nm; wanted three finite numbers: "
-            "repair the metadata, or give origin_nm when opening it"
+            f"{source}: its origin is given as {_shown(origin_nm)} nm; wanted three finite numbers, "
+            f"none beyond {FARTHEST_NM:g}: repair the metadata, or give origin_nm when opening it"
         )
     return float3(origin_nm)
 

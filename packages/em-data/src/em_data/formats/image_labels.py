@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -20,6 +20,7 @@ class ImageLabels(Sequence[Labels]):
 
     names: tuple[str, ...]
     channels: tuple[Images, ...]  # the label pictures of each name, in the order of the images
+    ignore: int | None = None  # value of pixels that are not labelled
 
     def __len__(self) -> int:
         return len(self.channels[0])
@@ -32,11 +33,23 @@ class ImageLabels(Sequence[Labels]):
         if isinstance(number, slice):
             return self.take(np.arange(len(self))[number])
         volumes = [channel[number] for channel in self.channels]
-        return Labels(self.names, tuple(PlacedVolume(volume, volume.shape) for volume in volumes))
+        return Labels(
+            self.names,
+            tuple(PlacedVolume(volume, volume.shape, ignore=self.ignore) for volume in volumes),
+        )
 
     def take(self, numbers: np.ndarray) -> ImageLabels:
         """Those of some of the images, as `Images.take`."""
-        return ImageLabels(self.names, tuple(channel.take(numbers) for channel in self.channels))
+        return replace(self, channels=tuple(channel.take(numbers) for channel in self.channels))
+
+    def held_in_memory(self) -> ImageLabels:
+        """The same labels with all of their pixels read once."""
+        return replace(self, channels=tuple(one.held_in_memory() for one in self.channels))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels when decoded."""
+        return sum(channel.nbytes for channel in self.channels)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -44,11 +57,14 @@ class ImageLabels(Sequence[Labels]):
         return np.result_type(*(channel.dtype for channel in self.channels))
 
 
-def match_labels(images: Images, addresses: Mapping[str, str]) -> ImageLabels:
+def match_labels(
+    images: Images, addresses: Mapping[str, str], *, ignore: int | None = None
+) -> ImageLabels:
     """Labels of images by name, each from a folder whose files are called like the images.
 
     `mito=images:labels?match={name}_mask.png`: {name} is the name of an image without its ending;
-    without `match` a label is called like its image, with any ending. Every image has its label.
+    without `match` a label is called like its image, with any ending. Every image has its label. At
+    pixels of the value `ignore` no crop is aimed.
     """
     if not addresses:
         raise VolumeFormatError(f"{images.folder} was given no labels; name at least one folder")
@@ -56,7 +72,7 @@ def match_labels(images: Images, addresses: Mapping[str, str]) -> ImageLabels:
     channels = []
     for name, address in addresses.items():
         folder, options = find_folder(address)
-        for option in {"unreadable", "least_px", "voxel_nm"} & set(options):
+        for option in {"unreadable", "least_px", "voxel_nm", "take"} & set(options):
             raise VolumeFormatError(f"{address}: {option} is an option of the images; leave it out")
         pattern = options.get("match", "{name}")
         if "{name}" not in pattern:
@@ -86,7 +102,7 @@ def match_labels(images: Images, addresses: Mapping[str, str]) -> ImageLabels:
             )
         )
     check_types({f"labels {n!r}": c.dtype for n, c in zip(addresses, channels, strict=True)})
-    return ImageLabels(tuple(addresses), tuple(channels))
+    return ImageLabels(tuple(addresses), tuple(channels), ignore)
 
 
 def _matched(

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from em_data.errors import VolumeFormatError, VolumeNotFoundError
+from em_data.errors import VolumeFormatError, VolumeNotFoundError, VolumeReadError
 from em_data.formats.options import check_options, split_options, voxel_nm
 from em_data.formats.pictures import SUFFIXES, Picture, read_header
-from em_data.geometry import Float3, int3
-from em_data.volume import Collection, Volume
+from em_data.geometry import Box, Float3, int3
+from em_data.volume import Collection, Nan, Volume
 
 SCHEME = "images:"
 NAMED = 5  # files in a line at most
@@ -52,6 +52,8 @@ class Images(Collection):
         skips_unreadable: bool = False,
         is_label: bool = False,
         notes: tuple[str, ...] = (),
+        nan: Nan = "keep",
+        held: Sequence[np.ndarray | None] | None = None,
     ) -> None:
         self.folder = folder
         self.names = names  # (N,) bytes, as the file system has them
@@ -61,6 +63,8 @@ class Images(Collection):
         self.skips_unreadable = skips_unreadable
         self.is_label = is_label
         self.notes = notes  # what was done to some of them, a line each
+        self.nan: Nan = nan
+        self.held = held  # (1, y, x) of each in memory; None of those that cannot be read
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,11 +77,13 @@ class Images(Collection):
         if isinstance(number, slice):
             return self.take(np.arange(len(self))[number])
         path, shape = self.path(number), int3(self.shapes[number])
+        held = None if self.held is None else self.held[number]
         return Volume(
-            array=Picture(path, shape, self.dtype, self.is_label),
+            array=Picture(path, shape, self.dtype, self.is_label) if held is None else held,
             source=path,
             format="image",
             voxel_size_nm=self.voxel_size_nm,
+            nan=self.nan,
         )
 
     def __iter__(self) -> Iterator[Volume]:
@@ -98,18 +104,38 @@ class Images(Collection):
         """The file of a picture."""
         return f"{self.folder}/{os.fsdecode(self.names[number])}"
 
+    def name(self, number: int) -> str:
+        """The name of a picture without its ending."""
+        return os.fsdecode(self.names[number].rpartition(b".")[0])
+
     def take(self, numbers: np.ndarray) -> Images:
         """Some of the pictures, for instance those that are held out."""
-        return Images(
-            self.folder,
-            self.names[numbers],
-            self.shapes[numbers],
-            self.dtype,
-            voxel_size_nm=self.voxel_size_nm,
-            skips_unreadable=self.skips_unreadable,
-            is_label=self.is_label,
-            notes=self.notes,
-        )
+        held = None if self.held is None else [self.held[number] for number in numbers]
+        return self._with(names=self.names[numbers], shapes=self.shapes[numbers], held=held)
+
+    def treating(self, nan: Nan) -> Images:
+        """The same pictures, with what is done about pixels that are no numbers."""
+        return self._with(nan=nan)
+
+    def held_in_memory(self) -> Images:
+        """The same pictures with all of their pixels read once, for collections that fit.
+
+        Those that cannot be read stay as they are where the address says to skip them.
+        """
+
+        def read(number: int) -> np.ndarray | None:
+            try:
+                return self[number].read(Box((0, 0, 0), int3(self.shapes[number])))
+            except VolumeReadError:
+                if self.skips_unreadable:
+                    return None
+                raise
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return self._with(held=list(pool.map(read, range(len(self)))))
+
+    def _with(self, **changes: Any) -> Images:
+        return Images(**(vars(self) | changes))
 
 
 def open_images(address: str) -> Images:
@@ -117,8 +143,9 @@ def open_images(address: str) -> Images:
 
     PNG, TIFF of one page and JPEG, grey or in colour, of 8 or 16 bits or float32. Those whose header
     cannot be read are refused by name, or left out with `?unreadable=skip`; with `?least_px=N` those
-    that are smaller than N pixels along a side are left out; `?voxel_nm=Z,Y,X` is the voxel size of
-    all of them. `Images.notes` says what was left out and what became grey.
+    that are smaller than N pixels along a side are left out; `?take=A:B` takes those from number A to
+    B − 1 of what remains, counted from 0; `?voxel_nm=Z,Y,X` is the voxel size of all of them.
+    `Images.notes` says what was left out and what became grey.
     """
     folder, options = find_folder(address)
     if "match" in options:
@@ -146,7 +173,7 @@ def open_images(address: str) -> Images:
         notes.append(f"{colour.sum()} are in colour and are taken as their luminance")
     if len(kinds) > 1:
         notes.append(f"they hold {' and '.join(kinds)}, and each keeps the values that it has")
-    return Images(
+    images = Images(
         folder,
         found.names[~small],
         found.shapes[~small],
@@ -155,6 +182,21 @@ def open_images(address: str) -> Images:
         skips_unreadable=skip == "skip",
         notes=tuple(notes),
     )
+    return (
+        images.take(_taken(address, options["take"], len(images))) if "take" in options else images
+    )
+
+
+def _taken(address: str, text: str, count: int) -> np.ndarray:
+    """The numbers that `take` names."""
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise VolumeFormatError(f"{address}: take is {text!r}; wanted a range A:B such as 0:100")
+    if int(end) > count:
+        raise VolumeFormatError(
+            f"{address}: take is {text}, and there are {count} images; end at {count} at the latest"
+        )
+    return np.arange(int(first), int(end))
 
 
 # Listing -----------------------------------------------------------------------------------------

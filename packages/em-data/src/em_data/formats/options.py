@@ -31,6 +31,7 @@ OPTIONS = {
     "match": Option("match={name}_mask.png", ("images",)),
     "least_px": Option("least_px=128", ("images",)),
     "unreadable": Option("unreadable=skip", ("images",)),
+    "take": Option("take=0:100", ("images",)),
 }
 
 

@@ -31,10 +31,15 @@ class Batch:
         ahead = torch.device(device).type == "cuda"
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=ahead))
 
-    def image(self) -> Tensor:
-        """The voxels as float32 in [0, 1]: (B, Z, Y, X)."""
-        scale, shift = (one[:, None, None, None] for one in (self.scale, self.shift))
-        return (self.raw.to(torch.float32) * scale + shift).clamp(0, 1)
+    def image(self, *, clip: bool = True) -> Tensor:
+        """The voxels as float32 in [0, 1], a percent of them beyond if not clipped: (B, Z, Y, X)."""
+        found = self.in_range(self.raw)
+        return found.clamp(0, 1) if clip else found
+
+    def in_range(self, stored: Tensor) -> Tensor:
+        """Stored values (B, …) of these volumes as float32, with 0 and 1 at the ends of their range."""
+        scale, shift = (one.view(-1, *[1] * (stored.dim() - 1)) for one in (self.scale, self.shift))
+        return stored.to(torch.float32) * scale + shift
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor that may lie on a device changed."""

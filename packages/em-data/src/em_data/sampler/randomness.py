@@ -34,6 +34,11 @@ class Stream(IntEnum):
     EFFECT = 10
     NOISE = 11
     SPREAD = 12
+    DEGRADE = 13
+    COPY = 14
+    BLIND = 15
+    NEIGHBOUR = 16
+    VERDICT = 17
 
 
 class Key(NamedTuple):

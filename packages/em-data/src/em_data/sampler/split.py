@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from em_data.errors import BoxError
 from em_data.geometry import Box, Int3, bounds, end_of, int3, intersect, span
@@ -100,6 +103,50 @@ def hold_out(
         validation.append(check)
         held_out.append(held)
     return Split(tuple(training), tuple(validation), tuple(held_out))
+
+
+class ImageSplit(NamedTuple):
+    """Numbers of the images of a collection; no image is in both."""
+
+    training: np.ndarray  # (N,)
+    held: np.ndarray  # (M,)
+
+
+def hold_out_images(count: int, held: float | tuple[int, int]) -> ImageSplit:
+    """Split a collection by its images: never a part of one for training and another held out.
+
+    Args:
+        count: how many images there are.
+        held: their share or, from 1 on, their number, evenly spread over all; or a range of them, half
+            open: (100, 120) are 100 to 119. Neighbours in the order of names are often of one
+            specimen: where they are, a range tells more about others.
+
+    >>> hold_out_images(10, 0.2)
+    ImageSplit(training=array([0, 1, 3, 4, 5, 6, 8, 9]), held=array([2, 7]))
+    """
+    if isinstance(held, tuple):
+        first, end = held
+        if not 0 <= first < end <= count:
+            raise BoxError(
+                f"held-out images {first}:{end} are not among {count}; wanted 0 ≤ first < end ≤ {count}"
+            )
+        chosen = np.arange(first, end)
+    else:
+        if not (0 <= held < 1 or held == int(held) >= 1):
+            raise BoxError(
+                f"{held:g} images are held out; wanted a share from 0 to below 1, or a whole number"
+            )
+        wanted = int(held) if held >= 1 else math.ceil(held * count)
+        if wanted > count:
+            raise BoxError(f"{wanted} of {count} images are held out; hold out fewer")
+        chosen = ((np.arange(wanted) + 0.5) * count / max(1, wanted)).astype(np.int64)
+    training = np.setdiff1d(np.arange(count), chosen)
+    if not len(training):
+        raise BoxError(
+            f"all of {count} images are held out and none is left for training; hold out fewer, or "
+            "give more images"
+        )
+    return ImageSplit(training, chosen)
 
 
 def _held(shape: Int3, config: SplitConfig, labelled: Box) -> tuple[Box, ...]:

@@ -66,8 +66,12 @@ def _synthetic_volume(address: str, config: SyntheticConfig, layer: str) -> Volu
 def _synthetic_config(address: str) -> SyntheticConfig:
     """Parse `synthetic:shape=64x384x384,voxel_nm=17.6x8x8,seed=1`; every part is optional."""
     settings: dict[str, Any] = {}
-    for part in filter(None, address.removeprefix(SYNTHETIC).split(",")):
-        key, _, value = part.partition("=")
+    parts = [part for part in address.removeprefix(SYNTHETIC).split(",") if part]
+    keys = [part.partition("=")[0] for part in parts]
+    for key, part in zip(keys, parts, strict=True):
+        value = part.partition("=")[2]
+        if keys.count(key) > 1:
+            raise VolumeFormatError(f"{address}: {key} is given twice; give it once")
         try:
             if key == "shape":
                 settings["shape_vx"] = int3([int(n) for n in value.split("x")])

@@ -90,7 +90,8 @@ def _paths_of(address: str) -> Iterator[Path]:
     rest = address
     while True:
         whole = rest.partition("::")[0]  # of HDF5
-        for text in (whole, whole.rpartition("@")[0]):  # labels may end in a value
+        # Labels may end in a value, addresses in options.
+        for text in (whole, whole.rpartition("@")[0], whole.rpartition("?")[0]):
             with suppress(OSError, RuntimeError, ValueError):  # there is no such path
                 if text:
                     yield Path(text).resolve(strict=True)

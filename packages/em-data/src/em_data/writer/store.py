@@ -133,12 +133,9 @@ class Image:
 
     def _open(self, name: str, level: PlannedLevel) -> zarr.Array[Any]:
         # What is not there was never written: every chunk is, even when it holds nothing but zeros.
-        return zarr.open_array(
-            self.group.store,
-            path=f"{self.group.path}/{name}".lstrip("/"),
-            mode="r+",
-            config={"write_empty_chunks": True},
-        )
+        path = f"{self.group.path}/{name}".lstrip("/")
+        with zarr.config.set({"array.write_empty_chunks": True}):  # open_array takes no heed of `config`
+            return zarr.open_array(self.group.store, path=path, mode="r+")
 
     def write(self, box: Box, voxels: np.ndarray, level: int = 0) -> None:
         """Write the voxels of `box`; boxes that share a file must not be written at once."""

@@ -18,6 +18,7 @@ from em_train.commands.options import (
     parse_layers,
     parse_numbers,
     parse_range,
+    refuse_unused,
     was_given,
     writes_html,
     writes_png,
@@ -31,6 +32,7 @@ SOME_RECIPES = {
     "seed": "--seed",
     "baselines": "--no-baselines",
     "instances": "--instances",
+    "neck": "--neck",
 }
 
 
@@ -200,6 +202,13 @@ def evaluate(
             "repeated.",
         ),
     ] = None,
+    neck: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Part predicted instances that touch, as emtrain predict --neck. Default: not.",
+        ),
+    ] = None,
     grey: Grey = "auto",
     border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
     seed: Annotated[
@@ -221,12 +230,13 @@ def evaluate(
     probes are scored on others. A segmentation is scored with its own thresholds; it fits nothing.
 
     At most 16 slices are fitted and 16 scored, spread evenly over their range, and of each slice the
-    middle: 768 px of a dense-ssl run, 1024 px of a segment run.
+    middle: 768 px of a dense-ssl run, 1024 px of a segment run. Of a collection of images
+    (images:FOLDER, of a segment run) every image is scored.
 
     For instance: `emtrain evaluate RUN --data raw.zarr --labels membranes.zarr --labels mito.zarr
     --fit-z 0:9 --score-z 12:16`
     """
-    from em_train.catalogue import entry_of, module_for
+    from em_train.catalogue import module_for
     from em_train.judge.truth import Protocol
 
     if score_labels and not score_data:
@@ -237,12 +247,8 @@ def evaluate(
         for name, option in SOME_RECIPES.items()
         if was_given(context, name) and name not in module.OPTIONS
     ]
-    if unused:
-        raise ValueError(
-            f"{' and '.join(unused)} would change nothing: {run} is a run of "
-            f"{entry_of(run).command}, which is judged without; leave them out"
-        )
-    own = {"baselines": baselines, "instances": instances or ()}
+    refuse_unused(run, unused)
+    own = {"baselines": baselines, "instances": instances or (), "neck": neck}
     protocol = Protocol(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),

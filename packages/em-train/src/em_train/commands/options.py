@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,6 +139,26 @@ def was_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def option_of(name: str) -> str:
+    """How an option is typed, by its name in Python.
+
+    >>> option_of("least_px")
+    '--least-px'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def refuse_unused(run: Path, options: Sequence[str]) -> None:
+    """Refuse options that say nothing about a run, where some were given."""
+    from em_train.catalogue import entry_of
+
+    if options:
+        raise ValueError(
+            f"{' and '.join(options)} would change nothing: {run} is a run of "
+            f"{entry_of(run).command}, which does not know this; leave it out"
+        )
+
+
 def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     """A half-open range such as 880:900."""
     if text is None:
@@ -186,7 +207,11 @@ def parse_numbers(option: str, text: str, kind: type, *, positive: bool = True) 
         values = [kind(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
         values = []
-    if len(values) != 3 or (positive and not all(value > 0 for value in values)):
+    if (
+        len(values) != 3
+        or (kind is float and not all(map(math.isfinite, values)))
+        or (positive and not all(value > 0 for value in values))
+    ):
         above = " above 0" if positive else ""
         raise ValueError(
             f"{option} is {text!r}; wanted three numbers z,y,x{above} such as 64,384,384"

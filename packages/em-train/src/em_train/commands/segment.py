@@ -39,11 +39,19 @@ def train(
             "--val-z", metavar="A:B", help="Held-out slices A to B − 1. Default: the last 20 %."
         ),
     ] = None,
+    val_images: Annotated[
+        str | None,
+        typer.Option(
+            "--val-images",
+            metavar="SHARE|N|A:B",
+            help="Held-out images of a collection, evenly spread, or A to B − 1. Default: 0.2.",
+        ),
+    ] = None,
     slices: Annotated[
         str | None,
         typer.Option(
             metavar="N[,N…]",
-            help="Train on N labelled slices only; several: a run for each, compared.",
+            help="Train on N labelled slices or images only; several: a run for each, compared.",
         ),
     ] = None,
 ) -> None:
@@ -62,6 +70,8 @@ def train(
         data["labels"] = absolute_labels(labels, beside)
     if val_z:
         data["split"] = {"z": parse_range("--val-z", val_z)}
+    if val_images:
+        data["held_images"] = parse_held(val_images)
     counts = slice_counts(slices)
     if len(counts) == 1:
         data["slices"] = counts[0]
@@ -93,6 +103,19 @@ def train(
     typed += [*(() if given.out else ("--out", str(path))), "--resume"]
     again = shlex.join(["emtrain", *typed])
     run_series(path, counts, partial(run, again=again), resume=given.resume)
+
+
+def parse_held(text: str) -> float | tuple[int, int] | None:
+    """The held-out images of a collection: a share, a number or a range."""
+    if ":" in text:
+        return parse_range("--val-images", text)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"--val-images is {text!r}; wanted a share such as 0.2, a number of images, or a range such "
+            "as 100:120"
+        ) from None
 
 
 def known_volumes(entry: Entry, given: Given, layers: Sequence[Layer]) -> Sequence[str]:

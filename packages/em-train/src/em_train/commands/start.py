@@ -36,7 +36,7 @@ class Given:
             "--data",
             metavar="VOLUME",
             help="Raw volume: OME-Zarr, zarr, HDF5, TIFF, .npy, a server, or synthetic:. May be "
-            "repeated.",
+            "repeated. For segment also images:FOLDER, a collection of images.",
         ),
     ] = None
     out: Annotated[

@@ -19,9 +19,11 @@ from em_train.commands.options import (
     absolute,
     app,
     layers_of,
+    option_of,
     parse_channel,
     parse_numbers,
     print_config,
+    refuse_unused,
     writes_png,
 )
 
@@ -31,20 +33,67 @@ PANEL = "Use it, and look"
 @app.command(rich_help_panel=PANEL)
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    data: Annotated[str, typer.Option("--data", metavar="VOLUME", help="What to predict.")],
-    out: Annotated[Path, typer.Option("--out", metavar="OUT.zarr", help="OME-Zarr to write.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="VOLUME", help="What to predict; of segment also images:FOLDER."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="OUT.zarr", help="OME-Zarr to write; of images a folder of pictures."
+        ),
+    ],
     output: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="classes (the default), probabilities, both as classes,probabilities, or embedding "
-            "(of dense-ssl; of mae the default).",
+            help="classes (the default), probabilities, instances (of segment, within slices), several "
+            "as classes,probabilities, embedding (of dense-ssl; of mae the default), or restored.",
         ),
+    ] = None,
+    instances: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[between:]CLASS",
+            help="Whose instances: of a class, or between it, as cells between membranes. Default: of "
+            "the only class.",
+        ),
+    ] = None,
+    neck: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Part instances that touch where a neck is narrower than this share of the narrower "
+            "body; 0: never. Default: where the run has learned borders:, there, else 0.75.",
+        ),
+    ] = None,
+    least_px: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Leave out instances of fewer pixels."),
     ] = None,
     tta: Annotated[
         bool,
         typer.Option(
             "--tta", help="Mean over each tile turned and mirrored: eight times the work."
+        ),
+    ] = False,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Of a restore run: from the volume as it is (0) to the repaired one (1, the default).",
+        ),
+    ] = None,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Of a restore run: a second channel, the standard deviation over each tile turned and "
+            "mirrored, in grey values; nine times the work.",
         ),
     ] = False,
     grey: Grey = "auto",
@@ -76,13 +125,15 @@ def predict(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the zarr store that is there.")
+        bool, typer.Option("--overwrite", help="Replace the prediction that is there.")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Write what a run says about every voxel of a volume as OME-Zarr, block by block.
 
-    No byte depends on blocks, processes or interruptions; what is finished is never done again.
+    No byte depends on blocks, processes or interruptions; what is finished is never done again. Of a
+    collection, `images:FOLDER`, a folder of pictures is written; of its instances also a table,
+    `instances.csv`, and a histogram of their sizes, `instances.png`.
 
     For instance: `emtrain predict runs/first --data raw.zarr --out classes.zarr --processes 4`
     """
@@ -93,10 +144,15 @@ def predict(
     from em_train.catalogue import entry_of, module_for
     from em_train.predict import volume as prediction
 
-    module = module_for(run, "predict").__name__
+    module = module_for(run, "predict")
     output = output or entry_of(run).outputs[0]
+    more = {"instances": instances, "neck": neck, "least_px": least_px, "strength": strength}
+    more |= {"uncertainty": uncertainty or None}
+    more = {name: value for name, value in more.items() if value is not None}
+    known = getattr(module, "OPTIONS", ())
+    refuse_unused(run, [option_of(name) for name in more if name not in known])
     done = prediction.predict(
-        module,
+        module.__name__,
         run,
         absolute(data),
         out,
@@ -109,15 +165,19 @@ def predict(
         block_vx=int3(parse_numbers("--block", block, int)) if block else None,
         resume=resume,
         overwrite=overwrite,
+        more=more,
     )
     if not done:
         again = ["emtrain", "predict", str(run), "--data", data, "--out", str(out)]
         again += ["--output", output, *["--tta"] * tta, "--memory-gib", f"{memory_gib:g}"]
         again += ["--grey", grey] if grey != "auto" else []
+        for name, value in more.items():
+            again += [option_of(name), *([] if value is True else [str(value)])]
         again += ["--dask", dask] if dask else ["--processes", str(processes)]
         typer.echo(f"saved; go on with: {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(75)
-    typer.echo(f"look at it with: {shlex.join(['emtrain', 'view', data, str(out)])}")
+    if not data.startswith("images:"):
+        typer.echo(f"look at it with: {shlex.join(['emtrain', 'view', data, str(out)])}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -169,7 +229,7 @@ def view(
     with viewing.opened(
         [volume, *(predictions or [])],
         position_vx=int3(parse_numbers("--position", position, int, positive=False))
-        if position
+        if position is not None
         else None,
         layout=layout,
         port=port,

@@ -10,6 +10,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -18,16 +19,20 @@ from em_data import (
     BlockSampler,
     Box,
     GreyRange,
+    Images,
     Key,
     Labels,
     Stream,
     Volume,
+    VolumeReadError,
     binned,
     choose_sampler,
     nan_share,
+    open_images,
     open_volume,
     random_at,
 )
+from em_data.formats.images import SCHEME as IMAGES
 from em_data.geometry import Int3, bounds, int3
 from em_data.loader import Loader
 
@@ -58,6 +63,15 @@ class ScaleConfig(SourceConfig, Protocol):
     def at_nm(self) -> tuple[float, float, float] | None: ...
     @property
     def pixel_nm(self) -> float | None: ...
+    @property
+    def memory_gib(self) -> float: ...
+
+
+class CollectionConfig(SourceConfig, Protocol):
+    """Where images may lie."""
+
+    @property
+    def volumes(self) -> tuple[str, ...]: ...
     @property
     def memory_gib(self) -> float: ...
 
@@ -107,6 +121,29 @@ def open_volumes(config: ScaleConfig, *, hold: bool = True) -> list[Volume]:
     return volumes
 
 
+def is_collection(address: str) -> bool:
+    """Whether an address names a collection of images rather than one volume."""
+    return address.startswith(IMAGES)
+
+
+def open_collection(config: CollectionConfig, *, hold: bool = True) -> Images | None:
+    """The collection of images that is learned from, held in memory where it fits; None of volumes.
+
+    It is read alone, and its images have one scale: that of the address.
+    """
+    given = [address for address in config.volumes if is_collection(address)]
+    if not given:
+        return None
+    if len(config.volumes) > 1:
+        others = ", ".join(address for address in config.volumes if address is not given[0])
+        raise ValueError(
+            f"{given[0]} is a collection of images, which is learned from alone; beside it are given "
+            f"{others}: leave them out, or put all images into one folder"
+        )
+    images = open_images(given[0]).treating(config.nan)
+    return images.held_in_memory() if hold and images.nbytes <= budget_of(config) else images
+
+
 def announce_nan(volumes: Sequence[Volume]) -> None:
     """Say which share of the voxels is left out, where some may be."""
     for volume in volumes:
@@ -130,7 +167,7 @@ def check_scale(volumes: Sequence[Volume]) -> None:
             )
 
 
-def budget_of(config: ScaleConfig | BatchConfig) -> int:
+def budget_of(config: CollectionConfig | BatchConfig) -> int:
     """Bytes of memory for voxels."""
     return gib_bytes(config.memory_gib, "data.memory_gib")
 
@@ -211,6 +248,11 @@ class Fingerprint:
 
 def fingerprint_data(loader: Loader, *more: object) -> Fingerprint:
     """That of a loader, and of what else is said about its samples."""
+    if isinstance(loader.volumes, Images):  # each is read with a range of its own
+        found = checksum(loader.volumes, loader.labels or ())
+        return Fingerprint(
+            ", ".join([_numbers_of(loader.volumes), *map(str, more), f"checksum {found:08x}"])
+        )
     parts = [
         f"{volume.dtype} {volume.shape} of {grey.low:.4g} to {grey.high:.4g}"
         for volume, grey in zip(loader.volumes, loader.ranges, strict=True)
@@ -228,12 +270,25 @@ def checksum(volumes: Sequence[Volume], labels: Sequence[Labels | None] = ()) ->
     found = 0
     for number in range(0, len(volumes), -(-len(volumes) // CHECKED_VOLUMES)):
         volume, own = volumes[number], labels[number] if labels else None
+        if isinstance(volumes, Images):  # decoded whole, whatever is asked of it
+            whole = Box((0, 0, 0), volume.shape)
+            with suppress(*((VolumeReadError,) if volumes.skips_unreadable else ())):
+                found = _add(volume.read(whole), found)
+            found = found if own is None else _add(own.read(whole), found)
+            continue
         for box in _boxes_of(Box((0, 0, 0), volume.shape), number, volume.chunk_vx):
             found = _add(volume.read(box), found)
         if own is not None and own.covered:
             for box in _boxes_of(bounds(own.covered), number, None):
                 found = _add(own.read(box), found)
     return found
+
+
+def _numbers_of(images: Images) -> str:
+    """What is known of a collection without reading it, wherever it lies."""
+    names = zlib.crc32(b"/".join(images.names.tolist()))
+    listed = _add(images.shapes.astype(np.int32), names)
+    return f"{len(images)} images {images.dtype}, {images.nbytes} bytes, listed {listed:08x}"
 
 
 def _add(values: np.ndarray, found: int) -> int:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from em_data import Box, Volume, open_volume
 from em_data.errors import VolumeNotFoundError
+from em_data.formats.images import SCHEME as IMAGES
 from em_data.formats.legend import read_legend
 from em_data.formats.options import split_options
 from em_data.geometry import Float3
@@ -54,7 +55,7 @@ class Specification(NamedTuple):
             return self.name
         if self.kind:
             return "border" if self.kind == BORDERS else MAP
-        place, _ = split_options(self.address)
+        place, _ = split_options(self.address.removeprefix(IMAGES))
         path = PurePath(place.rstrip("/").rpartition("::")[2])
         stem = path.stem if path.suffix in SUFFIXES else path.name
         stem = re.sub(r"[^\w .-]", "_", stem)
@@ -107,9 +108,9 @@ def parse(text: str) -> Specification:
     return Specification(match["address"], name, int(value) if value else None, kind)
 
 
-def check_alone(options: Sequence[Specification]) -> None:
-    """Refuse borders: or classes: beside other labels."""
-    kind = next((one.kind for one in options if one.kind), "")
+def check_alone(options: Sequence[Specification], *, but: str = "") -> None:
+    """Refuse borders: or classes: beside other labels; one of them may be taken out of it."""
+    kind = next((one.kind for one in options if one.kind not in ("", but)), "")
     if kind and len(options) > 1:
         raise ValueError(
             f"{kind}: takes one volume, with all classes; got {len(options)} labels: give it alone"
@@ -118,7 +119,8 @@ def check_alone(options: Sequence[Specification]) -> None:
 
 def is_stored(address: str, volumes: Sequence[str]) -> bool:
     """Whether an address is the name of a label image that is stored beside one of the volumes."""
-    return any(address in open_volume(volume).label_names for volume in volumes)
+    single = (volume for volume in volumes if not volume.startswith(IMAGES))
+    return any(address in open_volume(volume).label_names for volume in single)
 
 
 def open_label(option: Specification, beside: Volume, *, at_nm: Float3 | None = None) -> Volume:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,8 @@ class Prediction:
     """From a box to the voxels of every image there."""
     grey: Grey | None = None
     """The values that are 0 and 1 for the network, where it is given them so."""
+    whole_slices: bool = False
+    """Whether `compute` looks at whole slices, so that blocks of them cost least."""
 
 
 def check_outputs(outputs: Sequence[str], command: str) -> None:
@@ -41,7 +43,7 @@ def check_outputs(outputs: Sequence[str], command: str) -> None:
     if not outputs or not set(outputs) <= set(known):
         raise ValueError(
             f"--output is {','.join(outputs)!r}; of a {command} run wanted {' or '.join(known)}"
-            + (", or both as classes,probabilities" if "classes" in known else "")
+            + (", or several as classes,probabilities" if "classes" in known else "")
         )
 
 
@@ -81,20 +83,25 @@ def frame(volume: Volume) -> ImageConfig:
 
 
 def turned(model: Model) -> Model:
-    """The mean of what a model says about tiles turned and mirrored in all eight ways.
-
-    One after the other, so that it takes no more memory than two of them.
-    """
+    """The mean of what a model says about tiles turned and mirrored in all eight ways."""
 
     def tile(raw: np.ndarray) -> np.ndarray:
         total: np.ndarray | None = None
-        for turns, mirrored in itertools.product(range(4), (False, True)):
-            seen = np.rot90(raw, turns, (-2, -1))
-            found = model(np.ascontiguousarray(seen[..., ::-1] if mirrored else seen))
-            found = np.rot90(found[..., ::-1] if mirrored else found, -turns, (-2, -1))
+        for found in turns(model, raw):
             total = found.astype(np.float32) if total is None else np.add(total, found, out=total)
         assert total is not None
         total /= 8
         return total
 
     return tile
+
+
+def turns(model: Model, raw: np.ndarray) -> Iterator[np.ndarray]:
+    """What a model says about tiles turned and mirrored in all eight ways, turned back.
+
+    One after the other, so that it takes no more memory than two of them.
+    """
+    for quarters, mirrored in itertools.product(range(4), (False, True)):
+        seen = np.rot90(raw, quarters, (-2, -1))
+        found = model(np.ascontiguousarray(seen[..., ::-1] if mirrored else seen))
+        yield np.rot90(found[..., ::-1] if mirrored else found, -quarters, (-2, -1))

@@ -54,14 +54,22 @@ def tile_side(model: nn.Module, shape: Sequence[int]) -> int:
 
 
 def tile_model(
-    model: nn.Module, grey: GreyRange, device: torch.device, precision: Precision = "auto"
+    model: nn.Module,
+    grey: GreyRange,
+    device: torch.device,
+    precision: Precision = "auto",
+    *,
+    clip: bool = True,
 ) -> Model:
-    """Raw tiles as stored (B, Z, Y, X) -> logits (B, C, z, y, x), as `em_data.writer.tiling` asks for them."""
+    """Raw tiles as stored (B, Z, Y, X) -> logits (B, C, z, y, x), as `em_data.writer.tiling` asks for them.
+
+    With `clip` grey values beyond the range become its ends, as in training with `Batch.image()`.
+    """
     config: Any = model.config
 
     @torch.inference_mode()
     def run(tiles: np.ndarray) -> np.ndarray:
-        image = torch.from_numpy(grey.unit(tiles)).to(device)
+        image = torch.from_numpy(grey.unit(tiles, clip=clip)).to(device)
         with autocast(precision, device):
             if by_slice(model):
                 halo = slice(config.halo, -config.halo)

@@ -1,5 +1,7 @@
 """`emtrain predict`: what a run says about every voxel of a volume, as OME-Zarr, block by block.
 
+Of a collection of images it is a folder of pictures, see `em_train.predict.images`.
+
 What differs from recipe to recipe, the network, its tiles and what is written, stands in
 `<recipe>/predict.py` as a function `plan`. Every process calls it for itself: a model does not travel,
 the folder it is loaded from does.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from em_data.writer.block_cost import block_figures, choose_block
 from em_data.writer.place import check_apart
 
 from em_train.engine.progress import say
-from em_train.engine.reading import gib_bytes
+from em_train.engine.reading import gib_bytes, is_collection
 from em_train.engine.run_folder import read_by
 from em_train.predict.block_job import BlockFunction, BlockJob
 from em_train.predict.crew import write_blocks
 from em_train.predict.dask_workers import workers_at
+from em_train.predict.images import predict_images
 from em_train.predict.plan import Prediction
 
 
@@ -43,6 +46,7 @@ def predict(
     block_vx: Int3 | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> bool:
     """Write what a run says about every voxel of a volume; False when a signal asked to stop.
 
@@ -63,7 +67,16 @@ def predict(
             store that is gone on with keeps its own. No voxel depends on it.
         resume: go on with a store that was begun.
         overwrite: replace the store that is there.
+        more: options that only some recipes know, as the `OPTIONS` of the module name them.
     """
+    if is_collection(address):
+        if processes or dask or block_vx:
+            raise ValueError(
+                "images are predicted one after another in this process; leave --processes, --dask and "
+                "--block out"
+            )
+        asked = {"outputs": [*outputs], "tta": tta, "grey": grey, **(more or {})}
+        return _predict_images(module, run, address, out, asked, resume=resume, overwrite=overwrite)
     if dask and processes:
         raise ValueError("--processes are of this machine, --dask has its own; give one of them")
     workers = workers_at(dask) if dask else max(1, processes)
@@ -71,6 +84,7 @@ def predict(
     arguments: dict[str, Any] = {
         **{"module": module, "run": str(run.absolute()), "address": address},
         **{"outputs": [*outputs], "tta": tta, "grey": grey},
+        **(more or {}),
     }
     inputs: list[str | Path] = [run, address, *read_by(run)]
     check_apart(out, inputs)  # before anything is computed
@@ -87,10 +101,14 @@ def predict(
         ),
     }
     if block_vx is None:
+        file_vx = plan.images[0].file_vx
+        if plan.whole_slices:
+            y, x = (-(-n // f) * f for n, f in zip(shape[1:], file_vx[1:], strict=True))
+            file_vx = (file_vx[0], y, x)
         block_vx = choose_block(
             shape,
             plan.grid,
-            plan.images[0].file_vx,
+            file_vx,
             budget_bytes=budget_bytes,
             at_least=workers or 1,
             **cost,
@@ -128,6 +146,34 @@ def predict(
         return write_blocks(job, store, processes=processes, dask=dask, what="predict")
 
 
+def _predict_images(
+    module: str,
+    run: Path,
+    address: str,
+    out: Path,
+    asked: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> bool:
+    """The same of a collection of images, as a folder of pictures."""
+    pictures = getattr(importlib.import_module(module), "pictures", None)
+    if pictures is None:
+        raise ValueError(
+            f"{address} is a collection of images, and {run} is a run that predicts volumes; give it "
+            "one volume"
+        )
+    return predict_images(
+        run,
+        address,
+        out,
+        pictures(str(run.absolute()), **asked),
+        {"run": str(run.absolute()), "address": address, **asked, "weights": fingerprint_run(run)},
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
 def make_blocks(**arguments: Any) -> BlockFunction:
     """The function from a box of voxels to what is written there."""
     return _plan(**arguments).compute
@@ -145,6 +191,3 @@ def fingerprint_run(run: Path) -> str:
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-# What recipes have in common ---------------------------------------------------------------------

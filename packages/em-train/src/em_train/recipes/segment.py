@@ -1,9 +1,11 @@
 """Supervised segmentation: from a few labelled slices to a network that labels all of them.
 
     emtrain segment --data VOLUME --labels mitochondria=LABELS --out RUN
+    emtrain segment --data images:FOLDER --labels particles=images:LABELS --out RUN
 
 Random patches, some of them around labelled objects, augmented; slices at the end are held out, with
 a gap, and say when to stop, which weights to keep, and from which probability a pixel is of a class.
+Of a collection of images some are held out as a whole.
 
     patches -> augment -> U-Net -> logits -> cross-entropy + Dice over the global batch -> AdamW, EMA
     held-out slices -> tiles -> loss (best weights, early stop), scores, thresholds
@@ -12,12 +14,13 @@ a gap, and say when to stop, which weights to keep, and from which probability a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from em_data import Split, augment
+from em_data import ImageLabels, Images, ImageSplit, Labels, Split, Volume, augment
 from em_data.geometry import Int3
 from em_data.loader import Batch, Loader
 from em_models import UNet3dConfig, UNetConfig, count_parameters, save
@@ -31,7 +34,6 @@ from em_train.engine.ema import moving_average
 from em_train.engine.finite import require_finite
 from em_train.engine.optim import OptimConfig
 from em_train.engine.progress import Watch, meter, say
-from em_train.engine.reading import fingerprint_data
 from em_train.engine.rehearsal import Rehearsal, one_player
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import RunFolder
@@ -42,6 +44,7 @@ from em_train.segment.data import (
     DataConfig,
     augmentation,
     crop_of,
+    fingerprint,
     make_loader,
     open_data,
     planes_of,
@@ -51,7 +54,13 @@ from em_train.segment.labels import Classes, labelled
 from em_train.segment.loss import LossConfig, sums_of, terms_of
 from em_train.segment.networks import ModelConfig, freeze, initialise, layers_of, make_networks
 from em_train.segment.report import finish, preview
-from em_train.segment.validation import Window, check_classes, choose_windows, score_windows
+from em_train.segment.validation import (
+    Window,
+    check_classes,
+    choose_image_windows,
+    choose_windows,
+    score_windows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +118,8 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     crop = crop_of(volumes, config.data, config.patch_vx)
     split = split_data(volumes, labels, config.data, crop)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
-    windows = held_out(loader, classes, split, config)
-    data = fingerprint_data(loader, split.training)
+    windows = held_out(loader, volumes, labels, classes, split, config)
+    data = fingerprint(loader, volumes, labels, split)
 
     # Model: the network and its moving average.
     networks = make_networks(config.model, config.loss, classes).to(device)
@@ -280,15 +289,25 @@ def check(config: Config) -> None:
     split = split_data(volumes, labels, config.data, crop)
     make_networks(config.model, config.loss, classes)
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
-    held_out(loader, classes, split, config)
+    held_out(loader, volumes, labels, classes, split, config)
 
 
-def held_out(loader: Loader, classes: Classes, split: Split, config: Config) -> list[Window]:
-    """What is looked at of the held-out slices."""
-    labels = [one for one in loader.labels or () if one is not None]
-    windows = choose_windows(
-        loader.volumes, loader.ranges, labels, classes, split, config.data.checked_slices
-    )
+def held_out(
+    loader: Loader,
+    volumes: Sequence[Volume],
+    labels: Sequence[Labels],
+    classes: Classes,
+    split: Split | ImageSplit,
+    config: Config,
+) -> list[Window]:
+    """What is looked at of the held-out slices or images."""
+    count = config.data.checked_slices
+    if isinstance(split, ImageSplit):
+        assert isinstance(volumes, Images) and isinstance(labels, ImageLabels)
+        held = volumes.take(split.held), labels.take(split.held)
+        windows = choose_image_windows(*held, classes, count)
+    else:
+        windows = choose_windows(volumes, loader.ranges, labels, classes, split, count)
     check_classes(windows, classes)
     return windows
 
@@ -298,15 +317,20 @@ def announce(
     folder: RunFolder,
     loader: Loader,
     classes: Classes,
-    split: Split,
+    split: Split | ImageSplit,
     networks: nn.ModuleDict,
     device: torch.device,
     start: int,
 ) -> None:
     """Say what is going to happen, on the terminal and in the log."""
-    assert loader.labels is not None
-    for volume, training, held in zip(
-        loader.volumes, split.training, split.validation, strict=True
+    if isinstance(split, ImageSplit):
+        assert isinstance(loader.volumes, Images)
+        counts = f"{len(split.training)} images for training, {len(split.held)} held out"
+        say("; ".join((f"data    {loader.volumes.folder}: {counts}", *loader.volumes.notes)))
+    for volume, training, held in (
+        zip(loader.volumes, split.training, split.validation, strict=True)
+        if isinstance(split, Split)
+        else ()
     ):
         own = planes_of(training, volume, crop_of(loader.volumes, config.data, config.patch_vx))
         other = sorted({box.origin_vx[0] for box in labelled(held.centres or ())})

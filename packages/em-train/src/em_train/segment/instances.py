@@ -142,19 +142,26 @@ def components(values: np.ndarray) -> np.ndarray:
     return numbers[runs]
 
 
-def grown_together(instances: np.ndarray) -> np.ndarray:
-    """Instances grown step by step until they fill the slice: (Y, X) integers, 0 is free -> same."""
+def grown_together(instances: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
+    """Instances grown step by step until they fill the slice: (Y, X) integers, 0 is free -> same.
+
+    With `within`, bool, they fill that, where it hangs together with them.
+    """
     if not instances.any():
         return instances.copy()
     found = np.pad(instances, 1)
     flat, row = found.ravel(), found.shape[1]
     inner = np.zeros(found.shape, bool)
     inner[1:-1, 1:-1] = True
+    if within is not None:
+        inner &= np.pad(within, 1)
     free = np.flatnonzero(inner & (found == 0))
-    while free.size:
+    reached = True
+    while free.size and reached:
         around = (flat[free - 1], flat[free + 1], flat[free - row], flat[free + row])
         flat[free] = np.maximum.reduce(around)
-        free = free[flat[free] == 0]
+        left = free[flat[free] == 0]
+        free, reached = left, left.size < free.size
     return found[1:-1, 1:-1]
 
 

@@ -64,11 +64,12 @@ def judge(
     thresholds: Sequence[float],
     *,
     tolerance_vx: int = 3,
+    tile_vx: int = TILE_VX,
     seed: int = 0,
 ) -> list[ClassScore]:
     """All scores of every class; slices are taken one at a time.
 
-    Pieces of one slice have the same name. Thresholds are for the caller to choose, on other slices:
+    The intervals come from drawing tiles of side `tile_vx`; so large that a slice is one, slices. Pieces of one slice have the same name. Thresholds are for the caller to choose, on other slices:
     `best_thresholds`.
     """
     levels = np.array([threshold_level(t) for t in thresholds])
@@ -76,7 +77,7 @@ def judge(
     by_slice: dict[str, np.ndarray] = {}  # (C, 8)
     for one in slices:
         predicted = one.probability >= levels[:, None, None]
-        counts = count_tiles(predicted, one.truth, one.valid, tolerance_vx)
+        counts = count_tiles(predicted, one.truth, one.valid, tolerance_vx, tile_vx)
         tiles.append(counts)
         by_slice[one.where] = by_slice.get(one.where, 0) + counts.sum(0)
         sums += histograms(one.probability, one.truth, one.valid)

@@ -14,6 +14,7 @@ from torch import nn
 
 from em_train.engine import checkpoint
 from em_train.engine.errors import CheckpointError
+from em_train.engine.reading import open_collection
 from em_train.engine.stored import read_json
 from em_train.segment.data import DataConfig
 from em_train.segment.labels import Classes
@@ -80,7 +81,10 @@ def guide_of(init: str, data: DataConfig) -> dict[str, Any]:
     remedy = "put back a copy of it, or leave --init out"
     own = read_json(Path(init) / "config.json", _GuideRun, remedy).data
     wanted = own.at_nm[1] if own.at_nm else own.pixel_nm
-    size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm if data.volumes else None
+    images = open_collection(data, hold=False)
+    size_nm = images.voxel_size_nm if images is not None else None
+    if images is None and data.volumes:
+        size_nm = open_volume(data.volumes[0], at_nm=data.at_nm).voxel_size_nm
     ratio = max(1.0, wanted / size_nm[1]) if wanted and size_nm else 1.0
     guide = {"guide": described.config, "guide_scale": 2 ** round(math.log2(ratio))}
     return {"model": {"unet": guide}}

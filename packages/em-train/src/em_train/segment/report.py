@@ -22,6 +22,7 @@ from em_train.predict.tiles import predict_logits
 from em_train.segment.labels import Classes
 from em_train.segment.loss import LossConfig, probabilities
 from em_train.segment.metrics import (
+    TILE_VX,
     ClassScore,
     Judged,
     best_thresholds,
@@ -30,7 +31,15 @@ from em_train.segment.metrics import (
     scores,
     threshold_level,
 )
-from em_train.segment.validation import Measured, Window, judged, middle, slices_of
+from em_train.segment.validation import (
+    WINDOW_VX,
+    Measured,
+    Window,
+    are_images,
+    judged,
+    middle,
+    slices_of,
+)
 
 CASE_VX = 256  # side of the best and worst cases
 
@@ -99,7 +108,9 @@ def examine(
             del cases[1:-1]
             yield one
 
-    result = judge(gather(), names, thresholds)
+    # Pixels of one image are no more independent than its pieces: images are drawn as a whole.
+    drawn_vx = WINDOW_VX if are_images(windows) else TILE_VX
+    result = judge(gather(), names, thresholds, tile_vx=drawn_vx)
     return result, cases[0], cases[-1]
 
 

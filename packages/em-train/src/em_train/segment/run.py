@@ -26,6 +26,7 @@ class StoredClasses:
 
     names: tuple[str, ...]
     thresholds: tuple[float, ...]
+    borders: bool | tuple[str, ...] = ()  # true: of runs whose only class is one
 
 
 class StoredRun(NamedTuple):
@@ -34,6 +35,7 @@ class StoredRun(NamedTuple):
     network: Any
     names: tuple[str, ...]
     thresholds: tuple[float, ...]
+    borders: tuple[str, ...]  # the classes that are where instances meet
     data: DataConfig
     loss: LossConfig
     device: torch.device
@@ -64,10 +66,13 @@ def open_run(run: Path) -> StoredRun:
             f"network {count} classes; {remedy}"
         )
     device = choose_device(how.device)
+    known = classes.borders
+    borders = known if isinstance(known, tuple) else classes.names if known else ()
     return StoredRun(
         network=network.to(device).eval(),
         names=classes.names,
         thresholds=classes.thresholds,
+        borders=borders,
         data=stored_part(run, "segment", "data", DataConfig),
         loss=loss,
         device=device,

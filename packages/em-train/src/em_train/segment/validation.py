@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from em_data import Box, GreyRange, Labels, Split, Volume
+from em_data import Box, GreyRange, ImageLabels, Images, Labels, Split, Volume, grey_range
+from em_data.formats.images import some
 from em_data.writer.tiling import as_uint8
 from em_losses import SegmentationSums
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class Window(NamedTuple):
     box: Box
     truth: Tensor  # (C, Z, Y, X) bool
     known: Tensor  # (C, Z, Y, X) bool
+    labels: Labels | None = None  # as stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,26 @@ def choose_windows(
         for box in (middle(one) for one in boxes if one.origin_vx[0] in chosen):
             truth, known = truth_of(own, classes, box)
             which = f"volume {number + 1}, " if len(volumes) > 1 else ""
-            windows.append(Window(volume, grey, f"{which}z {box.origin_vx[0]}", box, truth, known))
+            where = f"{which}z {box.origin_vx[0]}"
+            windows.append(Window(volume, grey, where, box, truth, known, own))
+    return windows
+
+
+def choose_image_windows(
+    images: Images,
+    labels: ImageLabels,
+    classes: Classes,
+    count: int | None,
+    grey: Callable[[Volume], GreyRange] = grey_range,
+) -> list[Window]:
+    """The middles of at most so many images, evenly spread, or of all; each with a range of its own."""
+    there, windows = len(images), []
+    count = there if count is None else min(count, there)
+    for number in (int((i + 0.5) * there / count) for i in range(count)):
+        volume, own = images[number], labels[number]
+        box = middle(Box((0, 0, 0), volume.shape))
+        truth, known = truth_of(own, classes, box)
+        windows.append(Window(volume, grey(volume), images.name(number), box, truth, known, own))
     return windows
 
 
@@ -86,20 +107,27 @@ def slices_of(windows: Sequence[Window]) -> list[str]:
     return list(dict.fromkeys(window.where for window in windows))
 
 
+def are_images(windows: Sequence[Window]) -> bool:
+    """Whether windows are of images of a collection, not of slices."""
+    return bool(windows) and windows[0].volume.format == "image"
+
+
 def check_classes(windows: Sequence[Window], classes: Classes) -> None:
     """Refuse held-out slices that lack a class: nothing could be chosen on them."""
-    where = ", ".join(slices_of(windows))
+    where, images = some(slices_of(windows)), are_images(windows)
     if not windows:
         raise ValueError(
-            "no labelled slice is held out; hold out some, for instance --val-z 880:900"
+            "no labelled slice or image is held out; hold out some, for instance --val-z 880:900 of a "
+            "volume, --val-images 0.2 of a collection"
         )
     for c, name in enumerate(classes.names):
         if not any(window.truth[c].any() for window in windows):
             seen = any(window.known[c].any() for window in windows)
             what = "no voxel" if seen else "no label"
             raise ValueError(
-                f"class {name!r} has {what} in the held-out slices ({where}); hold out others with "
-                "--val-z, or leave the class out"
+                f"class {name!r} has {what} in the held-out {'images' if images else 'slices'} "
+                f"({where}); hold out others with {'--val-images' if images else '--val-z'}, or leave "
+                "the class out"
             )
 
 
