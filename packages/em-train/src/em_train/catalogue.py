@@ -128,6 +128,7 @@ RECIPES = {
             options="em_train.commands.restore",
             predict="em_train.restore.predict",
             outputs=("restored",),
+            evaluate="em_train.restore.evaluate",
         ),
     )
 }

@@ -14,6 +14,7 @@ from em_train.commands.options import (
     Debug,
     Grey,
     Json,
+    absolute,
     app,
     parse_layers,
     parse_numbers,
@@ -31,6 +32,7 @@ SOME_RECIPES = {
     "border_vx": "--border-vx",
     "seed": "--seed",
     "baselines": "--no-baselines",
+    "target": "--target",
     "instances": "--instances",
     "neck": "--neck",
 }
@@ -209,6 +211,14 @@ def evaluate(
             help="Part predicted instances that touch, as emtrain predict --neck. Default: not.",
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VOLUME",
+            help="Of a restore run: what the result should look like. Without it, --data is the truth "
+            "of copies that are damaged.",
+        ),
+    ] = None,
     grey: Grey = "auto",
     border_vx: Annotated[int, typer.Option(min=0, help="Pixels at each border left out.")] = 40,
     seed: Annotated[
@@ -249,6 +259,7 @@ def evaluate(
     ]
     refuse_unused(run, unused)
     own = {"baselines": baselines, "instances": instances or (), "neck": neck}
+    own["target"] = target if target is None else absolute(target)
     protocol = Protocol(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from em_data import (
+    GreyRange,
     Images,
     Key,
     Labels,
@@ -355,3 +356,12 @@ def limits_of(batch: Batch) -> tuple[Tensor, Tensor]:
     stored = torch.tensor(ends, device=batch.raw.device).view(2, 1, 1, 1, 1)
     low, high = (batch.in_range(one.expand(len(batch.raw), 1, 1, 1)) for one in stored)
     return low, high
+
+
+def saturated(image: Tensor, dtype: np.dtype[Any], grey: GreyRange) -> Tensor:
+    """Grey values from 0 to 1, cut off where the type that stores them ends."""
+    if dtype.kind not in "iu":
+        return image
+    limits = np.iinfo(dtype)
+    low, high = grey.unit(np.array([limits.min, limits.max]), clip=False).tolist()
+    return image.clamp(low, high)

@@ -14,12 +14,18 @@ import numpy as np
 from rich.console import Console
 
 from em_train.engine.jsonable import blank_nan
+from em_train.engine.progress import say
+from em_train.judge.truth import Protocol
 from em_train.look import pictures
-from em_train.restore.baselines import Baseline, tune
+from em_train.restore.baselines import Baseline, background, denoising, sampling, tune
+from em_train.restore.cases import restorer, slices_of
 from em_train.restore.comparison import Case, Comparison, Restore, compare, plane_of
+from em_train.restore.run import RestoreRun, open_run
 from em_train.restore.scores import Blank, blank_contrast
 
+OPTIONS = ("target", "baselines", "seed")  # of the command, beside those of every recipe
 PANEL_VX = 256  # side of the square that is shown
+NAMED = 8  # slices in a line, at most
 RUN = "run"  # name of the restoration that is judged
 
 
@@ -53,6 +59,71 @@ class Evaluation:
     def save_picture(self, path: Path) -> None:
         """Write the panels as PNG."""
         pictures.save_row(pictures.enlarged(self.panels), path)
+
+
+def evaluate(
+    run: Path,
+    fit: tuple[str, Sequence[str]],
+    score: tuple[str, Sequence[str]] | None,
+    protocol: Protocol,
+    *,
+    at_nm: tuple[float, float, float] | None = None,
+    grey: str = "auto",
+    target: str | None = None,
+    baselines: bool = True,
+) -> Evaluation:
+    """Judge a run beside classical filters, on slices that nothing was chosen on.
+
+    Args:
+        run: folder of the run.
+        fit: address of a volume or collection, without labels. With a target it is restored; without
+            one it is the truth of damaged copies.
+        score: not for restoration: the slices to score are of the same volume.
+        protocol: which slices filters are tuned on (`fit_z`) and which are scored (`score_z`).
+        at_nm: not for restoration, whose scale is that of the run.
+        grey: which grey values become 0 and 1, as `em_train.engine.grey.choose` takes it.
+        target: address of what the result should look like.
+        baselines: also tune and score classical filters.
+    """
+    if fit[1] or score or at_nm:
+        raise ValueError(
+            "a restoration is compared with the image itself, or with --target, at the scale of the "
+            "run; leave --labels, --score-data and --at-nm out"
+        )
+    stored = open_run(run)
+    data = stored.data
+    if data.learn_from in ("noise", "neighbours") and target is None:
+        raise ValueError(
+            f"{run} learned from noise alone, so what is clean is not known; name a better scan with "
+            "--target"
+        )
+    found = slices_of(stored, run, fit[0], target, protocol, grey)
+    say(f"grey    {found.grey}")
+    say(f"        filters are tuned on {listed(found.choose)}; scored are {listed(found.score)}")
+    filters = filters_of(stored) if baselines else []
+    described = {"data": fit[0], "target": target, "grey": found.grey, "task": data.task}
+    return judge(
+        restorer(stored),
+        found.choose if filters else [],
+        found.score,
+        filters,
+        pixel_nm=found.pixel_nm,
+        protocol=described,
+        seed=protocol.seed,
+    )
+
+
+def filters_of(stored: RestoreRun) -> list[Baseline]:
+    """The classical filters for a task."""
+    if stored.factor > 1:
+        return sampling(stored.factor)
+    return background() if stored.data.task == "background" else denoising()
+
+
+def listed(cases: Sequence[Case]) -> str:
+    """Where slices lie, in a line."""
+    names = [case.where for case in cases]
+    return ", ".join(names if len(names) <= NAMED else [*names[:2], f"… {names[-1]}"])
 
 
 def judge(

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import em_models
 import torch
+import torch.nn.functional as F
 from em_data.geometry import Float3
-from torch import nn
+from torch import Tensor, nn
 
 from em_train.engine.device import choose_device
 from em_train.engine.errors import StoredFileError
+from em_train.engine.precision import autocast
 from em_train.engine.run_config import RunConfig
 from em_train.engine.run_folder import stored_part
 from em_train.engine.stored import read_json
@@ -45,6 +47,22 @@ class RestoreRun(NamedTuple):
         """Pixels of the result, along y and x, for one of the volume."""
         return self.data.factor if self.data.task == "super-resolution" else 1
 
+    @torch.inference_mode()
+    def restore(self, image: Tensor) -> Tensor:
+        """Slices of one image, as they are shown, to the middle one: (B, S, Y, X) -> (B, Y, X).
+
+        Beyond its border the image is mirrored, as far as the network looks.
+        """
+        config = self.network.config
+        (y, x), stride = image.shape[2:], config.stride
+        halo = [min(config.halo, n - 1) // stride * stride for n in (y, x)]
+        rest = [-(n + 2 * h) % stride for n, h in zip((y, x), halo, strict=True)]
+        pad = (halo[1], halo[1] + rest[1], halo[0], halo[0] + rest[0])
+        padded = F.pad(image.to(self.device), pad, mode="reflect")
+        with autocast(self.how.precision, self.device):
+            found = self.network(padded)[:, 0].float()
+        return found[:, halo[0] : halo[0] + y, halo[1] : halo[1] + x].cpu()
+
 
 class Whole(nn.Module):
     """The network with what is added to it, of the same face: slices (B, S, Y, X) -> (B, 1, Y, X)."""
@@ -53,7 +71,7 @@ class Whole(nn.Module):
         super().__init__()
         self.network, self.config, self.residual = network, network.config, residual
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """The middle slice, repaired."""
         return restored(self.network, image, self.residual)
 
