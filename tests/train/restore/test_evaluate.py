@@ -63,7 +63,7 @@ def test_the_picture_shows_the_worst_place():
 
     found = judge(spoils, [], given)
     titles = [title for title, _ in found.panels]
-    assert titles == ["degraded, z 6", "run", "truth", "run − truth, grey is none"]
+    assert titles == ["degraded, z 6", "run", "truth", "run minus truth, grey is none"]
     restored = found.panels[1][1]
     assert restored.shape == (256, 256) and (restored[-10:, -10:] == 255).all()
     np.testing.assert_array_equal(

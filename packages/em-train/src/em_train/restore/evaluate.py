@@ -199,7 +199,7 @@ def _panels(
     shown = {f"degraded, {worst.where}": degraded, **made, "truth": worst.truth}
     panels = [(title, _grey(image[part])) for title, image in shown.items()]
     difference = _grey(0.5 + (made[RUN] - worst.truth)[part])
-    return [*panels, ("run − truth, grey is none", difference)]
+    return [*panels, ("run minus truth, grey is none", difference)]
 
 
 def _starts(size: int) -> list[int]:
