@@ -32,7 +32,7 @@ class ModelConfig:
     of timm)."""
     # Interpolation before convolution leaves no chequerboard.
     unet: UNetConfig = field(
-        default_factory=lambda: UNetConfig(channels=(24, 48, 96), up="bilinear")
+        default_factory=lambda: UNetConfig(channels=(16, 32, 64, 128), up="bilinear")
     )
     hrnet: HrNetConfig = field(default_factory=HrNetConfig)
     timm_hrnet: TimmHrNetConfig = field(default_factory=TimmHrNetConfig)
