@@ -37,7 +37,7 @@ class LossConfig:
     kind: Literal["least-squares", "hinge"] = "least-squares"
     """Loss of the two players: least-squares (Mao et al. 2017) or hinge."""
     conditional: bool = True
-    """Show the discriminator the damaged slices too: does the result belong to them?"""
+    """Show the discriminator the damaged slices too, so that it sees whether the result is theirs."""
     instance_noise: NonNegativeFloat = 0.02
     """Deviation of the noise on what the discriminator sees, true or restored, in grey ranges."""
     r1: NonNegativeFloat = 1.0

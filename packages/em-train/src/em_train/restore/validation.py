@@ -25,7 +25,7 @@ class Seen:
     before: float
     """The same of the damaged ones."""
     psnr: float
-    """Mean over crops of the peak signal-to-noise ratio in dB, the peak being the grey range."""
+    """Peak signal-to-noise ratio of all pixels together in dB, the peak being the grey range."""
     psnr_before: float
 
     def row(self) -> dict[str, float]:
@@ -54,13 +54,12 @@ def look_at(network: nn.Module, pairs: Sequence[Pair], config: Any, device: torc
             (
                 float(charbonnier(found, truth, where)),
                 float(charbonnier(shown, truth, where)),
-                psnr_of(found, truth, where),
-                psnr_of(shown, truth, where),
+                squared_error(found, truth, where),
+                squared_error(shown, truth, where),
             )
         )
-    error, before, psnr, psnr_before = (
-        math.fsum(column) / len(rows) for column in zip(*rows, strict=True)
-    )
+    error, before, *squares = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+    psnr, psnr_before = (-10 * math.log10(max(mean, 1e-12)) for mean in squares)
     return Seen(error=error, before=before, psnr=psnr, psnr_before=psnr_before)
 
 
@@ -75,8 +74,7 @@ def repaired(
     return found, shown[:, middle : middle + 1], truth
 
 
-def psnr_of(found: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB; the peak is 1, the grey range."""
+def squared_error(found: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
+    """Mean squared difference, of all pixels or of some; the grey range is 1."""
     squares = (found - truth).double().square()
-    mean = float(squares.mean() if where is None else squares[where].mean())
-    return -10 * math.log10(max(mean, 1e-12))
+    return float(squares.mean() if where is None else squares[where].mean())
