@@ -62,10 +62,10 @@ def save_pair(
         ("shown", grey(shown)),
         ("repaired", grey(found)),
         ("another noisy one" if noisy else "truth", grey(truth)),
-        (f"repaired minus truth, × {GAIN}", grey(0.5 + GAIN * (found - truth))),
+        (f"repaired minus truth, {GAIN} times", grey(0.5 + GAIN * (found - truth))),
     ]
     if noisy:
-        panels[3] = (f"removed, × {GAIN}", grey(0.5 + GAIN * (shown - found)))
+        panels[3] = (f"removed, {GAIN} times", grey(0.5 + GAIN * (shown - found)))
     pictures.save_row(pictures.enlarged(panels), path)
 
 
