@@ -60,7 +60,6 @@ COVERED = {
     "train/predict/plan": "predict/test_volume",
     "train/predict/processes": "predict/test_crew",
     "train/segment/data": "recipes/test_segment",
-    "train/segment/networks": "recipes/test_segment",
     "train/segment/report": "segment/test_validation",
     "train/synth": "test_cli",
 }
