@@ -129,6 +129,7 @@ RECIPES = {
             options="em_train.commands.restore",
             predict="em_train.restore.predict",
             outputs=("restored",),
+            features="em_train.restore.features",
         ),
     )
 }
