@@ -67,7 +67,6 @@ COVERED = {
     "train/restore/run": "restore/test_predict",
     "train/restore/validation": "recipes/test_restore",
     "train/segment/data": "recipes/test_segment",
-    "train/segment/networks": "recipes/test_segment",
     "train/segment/report": "segment/test_validation",
     "train/synth": "test_cli",
 }

@@ -225,3 +225,26 @@ def test_a_run_starts_any_task_from_another(tmp_path, discs):
     parameters = zip(*(network.parameters() for network in weights), strict=True)
     assert all(torch.allclose(a, b) for a, b in parameters)
     assert Path(tmp_path / "second" / "report.html").is_file()
+
+
+def test_it_starts_from_the_same_network_of_a_restore_run_alone(tmp_path, discs):
+    def told(init, *more):
+        typed = ["restore", "--data", str(discs / "clean.zarr"), "--init", str(init)]
+        more = [word for setting in more for word in ("--set", setting)]
+        found = CliRunner().invoke(app, [*typed, *more, "--out", str(tmp_path / "new")])
+        assert found.exit_code == 1 and not (tmp_path / "new").exists()
+        assert "\n" not in str(found.exception)
+        return str(found.exception)
+
+    init = tmp_path / "first"
+    new_run(init, small(volumes=discs / "clean.zarr"), "restore").close()  # of 8 and 12 channels
+    patch = "data.patch_vx=32"
+    said = told(init, patch, "model.kind=hrnet")
+    assert "first holds a network of kind unet, and model.kind is hrnet" in said
+    assert "channels: (8, 12) ≠ (24, 48, 96)" in told(init, patch)
+    said = told(init, patch, "model.unet.channels=[8,12]", "data.slices=3")
+    assert "slices: 1 ≠ 3" in said and "channels" not in said
+    assert "no checkpoint in" in told(init, patch, "model.unet.channels=[8,12]")
+    tree = json.loads((init / "config.json").read_text())
+    (init / "config.json").write_text(json.dumps(tree | {"command": "segment"}))
+    assert "first is a run of segment, and emtrain restore starts from" in told(init, patch)

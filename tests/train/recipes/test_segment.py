@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import em_models
@@ -20,7 +22,7 @@ from em_train.engine import config as configuration
 from em_train.engine.config import Layer, resolve
 from em_train.engine.errors import CheckpointError, ConfigError
 from em_train.engine.run_folder import new_run, resumed_run
-from em_train.recipes import dense_ssl
+from em_train.recipes import dense_ssl, restore
 from em_train.recipes import segment as recipe
 from em_train.segment import networks
 from PIL import Image
@@ -40,6 +42,8 @@ SMALL = {
     "model": {
         "unet": {"channels": [4, 6, 8]},
         "unet3d": {"channels": [3, 4], "kernels_z": [1, 3], "strides_z": [1]},
+        "hrnet": {"channels": [4, 6], "modules": 2},
+        "timm_hrnet": {"width": 8, "stem_stride": 4},
     },
     "optim": {"warmup_steps": 1},
     "run": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "device": "cpu"},
@@ -133,12 +137,14 @@ def test_it_learns(tmp_path, disks):
         {"loss": {"kind": "softmax", "focal": 2.0}, "model": {"unet": {"deep_supervision": True}}},
         {"model": {"unet": {"slices": 3}}, "loss": {"boundary_weight": 3.0}},
         {"model": {"kind": "unet3d"}},
+        {"model": {"kind": "hrnet", "hrnet": {"slices": 3}}, "optim": {"layer_decay": 0.5}},
+        {"model": {"kind": "timm-hrnet"}, "optim": {"layer_decay": 0.5}},
         {
             "data": {"augment": "ss-tem", "patch_vx": 16} | LARGER,
             "optim": {"schedule": "plateau"},
         },
     ],
-    ids=["softmax", "2.5D", "3D", "augmented"],
+    ids=["softmax", "2.5D", "3D", "hrnet", "timm-hrnet", "augmented"],
 )
 def test_every_kind_runs(tmp_path, settings):
     settings = {"run": {"steps": 2}, **settings}
@@ -147,8 +153,9 @@ def test_every_kind_runs(tmp_path, settings):
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
-    config = small()
+@pytest.mark.parametrize("kind", ["unet", "hrnet"])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, kind):
+    config = small(model={"kind": kind})
     assert start(tmp_path / "whole", config)
 
     improves, seen = recipe.Best.improves, []
@@ -278,7 +285,7 @@ def test_the_encoder_of_a_dense_ssl_run_guides(tmp_path, pretrained, frozen):
         recipe.Config, [*layers, Layer("init", {"run": {"init": str(tmp_path / "run")}})]
     )
     found = networks.make_networks(again.model, again.loss, recipe.open_data(again.data)[2])
-    networks.initialise(found, Path(again.run.init))
+    networks.initialise(found, again.model, Path(again.run.init))
     state = checkpoint.load(tmp_path / "run" / "checkpoints", best=True)["average"]
     key = "network.heads.0.2.weight"
     assert torch.equal(found.state_dict()[key], state[f"module.{key}"])
@@ -334,6 +341,63 @@ def test_the_guide_sees_pixels_of_its_own_size(tmp_path, disks, pretrained):
     (coarse / "config.json").write_text(json.dumps(stored))
     assert networks.guide_of(str(coarse), data)["model"]["unet"]["guide_scale"] == 2
     assert networks.guide_of(str(tmp_path), data) == {}
+
+
+@pytest.fixture(scope="module")
+def restorer(tmp_path_factory, disks):
+    """A restore run of one step, with a discriminator: an HRNet."""
+    path = tmp_path_factory.mktemp("init") / "restorer"
+    settings = {
+        "data": {"volumes": [str(disks)], "patch_vx": 32, "batch_size": 2, "checked_crops": 2},
+        "model": {
+            "kind": "hrnet",
+            "hrnet": {"channels": [4, 6], "modules": 2},
+            "discriminator": {"channels": 4, "layers": 1},
+        },
+        "loss": {"adversary": 0.01},
+        "run": {"steps": 1, "device": "cpu"},
+    }
+    config = resolve(restore.Config, [Layer("test", settings)])
+    assert restore.run(config, new_run(path, config, "restore"))
+    return path
+
+
+def test_the_command_starts_from_a_restorer(tmp_path, disks, restorer):
+    def told(*more, out="run"):
+        typed = [
+            *("segment", "--data", str(disks), "--labels", "discs", "--init", str(restorer)),
+            *("--set", "data.patch_vx=32", "--set", "data.batch_size=2", "--set", "run.steps=2"),
+            *("--set", "run.device=cpu", "--set", "optim.lr=1e-30", *more),
+        ]
+        return CliRunner().invoke(app, [*typed, "--out", str(tmp_path / out)])
+
+    shown = told("--show-config")
+    assert shown.exit_code == 0 and not (tmp_path / "run").exists()
+    assert re.search(r"model\.kind +hrnet ", shown.output), shown.output
+    assert re.search(r"model\.hrnet\.modules +2 ", shown.output)
+    assert told().exit_code == 0
+    parameters = [
+        dict(em_models.load(path / "weights" / "network").named_parameters())
+        for path in (restorer, tmp_path / "run")
+    ]
+    below = [name for name in parameters[0] if not name.startswith("head.")]
+    assert len(below) > 20 and parameters[0].keys() == parameters[1].keys()
+    assert all(torch.allclose(parameters[0][name], parameters[1][name]) for name in below)
+    # It goes on, also where the run that it began with is gone.
+    config = resolve(
+        recipe.Config, [configuration.file_layer(tmp_path / "run" / "config.json", "segment")]
+    )
+    gone = replace(config, run=replace(config.run, init=str(tmp_path / "gone")))
+    assert recipe.run(gone, resumed_run(tmp_path / "run", gone, "segment"), resume=True)
+    # What was typed must be its network.
+    for setting, said in (
+        ("model.kind=unet", "holds a network of kind hrnet, and model.kind is unet"),
+        ("model.hrnet.modules=3", "modules: 2 ≠ 3"),
+        ("model.take=encoder", "an hrnet has no encoder"),
+    ):
+        refused = told("--set", setting, out="refused")
+        assert refused.exit_code == 1 and said in str(refused.exception)
+        assert not (tmp_path / "refused").exists()
 
 
 def test_what_cannot_run_is_refused_by_name(disks):

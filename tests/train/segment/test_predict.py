@@ -18,7 +18,7 @@ SHAPE, SIZE = (4, 150, 140), (40.0, 8.0, 8.0)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, request):
     """A run of two steps on a volume with two classes."""
     path = tmp_path_factory.mktemp("predict")
     rng = np.random.default_rng(0)
@@ -30,7 +30,11 @@ def run(tmp_path_factory):
             mask.write(Box((0, 0, 0), SHAPE), (rng.random(SHAPE) > 0.7).astype(np.uint8))
     settings = {
         "data": {"volumes": [str(path / "v.zarr")], "labels": ["membrane", "mito"], "patch_vx": 32},
-        "model": {"unet": {"channels": [4, 6]}},
+        "model": {
+            "kind": getattr(request, "param", "unet"),
+            "unet": {"channels": [4, 6]},
+            "hrnet": {"channels": [4, 6], "modules": 2},
+        },
         "run": {"steps": 2, "device": "cpu", "precision": "fp32"},
     }
     config = resolve(recipe.Config, [Layer("test", settings)])
@@ -47,6 +51,7 @@ def predict(run, out, *more):
     assert told.exit_code == 0, told.output
 
 
+@pytest.mark.parametrize("run", ["unet", "hrnet"], indirect=True)
 def test_probabilities_are_those_of_the_network_and_classes_follow_the_thresholds(run, tmp_path):
     raw = open_volume(run / "v.zarr")
     stored = json.loads((run / "run" / "classes.json").read_text())

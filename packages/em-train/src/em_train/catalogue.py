@@ -88,7 +88,8 @@ RECIPES = {
 
             The run folder holds the weights that did best on the held-out slices, thresholds, scores
             with intervals, pictures of the best and the worst, and `report.html`. With --init and a
-            dense-ssl run, the encoder of that run guides the network.
+            dense-ssl run, the encoder of that run guides the network; of a restore run the whole
+            network is taken over, with a new head.
 
             Of a collection, `images:FOLDER`, some images are held out as a whole.
 
@@ -129,6 +130,7 @@ RECIPES = {
             predict="em_train.restore.predict",
             outputs=("restored",),
             evaluate="em_train.restore.evaluate",
+            features="em_train.restore.features",
         ),
     )
 }

@@ -58,7 +58,7 @@ def train(
     """Train once, or once for every number of slices."""
     from em_train.engine import config as configuration
     from em_train.engine.config import Layer
-    from em_train.segment.networks import guide_of
+    from em_train.segment.networks import check_start, guide_of, network_of
     from em_train.segment.series import begun_with, run_series, slice_counts
 
     layers = given.layers(entry.command)
@@ -83,7 +83,9 @@ def train(
     ) -> None:
         own = [*layers, *more]
         if given.init and not go_on:
+            own.insert(0, Layer("--init", network_of(given.init)))
             resolved = configuration.resolve(config, own)
+            check_start(resolved.model, Path(given.init))
             own.append(Layer("--init", guide_of(given.init, resolved.data)))
         start(entry, replace(given, out=path, resume=go_on), own, again=again)
 

@@ -52,7 +52,12 @@ class Given:
     ] = False
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="RUN", help="Start from the weights of another run."),
+        typer.Option(
+            "--init",
+            metavar="RUN",
+            help="Start from the weights of another run. Segment takes those of dense-ssl and restore "
+            "too.",
+        ),
     ] = None
     gpus: Annotated[
         str | None,

@@ -51,6 +51,7 @@ from em_train.restore.data import (
 from em_train.restore.loss import LossConfig, judge_loss, repair_loss, with_noise
 from em_train.restore.networks import (
     ModelConfig,
+    initialise,
     is_residual,
     make_judges,
     make_networks,
@@ -105,7 +106,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Model: the network that repairs with its moving average, and its adversary.
     networks = make_networks(config.model, config.data).to(device)
     if config.run.init and not resume:
-        checkpoint.initialise(networks, Path(config.run.init))
+        initialise(networks, config.model, config.data, Path(config.run.init))
     average = moving_average(networks, config.run)
     averaged: Any = average.module
     judges = make_judges(config.model, config.data, config.loss).to(device)
@@ -259,7 +260,7 @@ def rehearse(config: Config, device: torch.device) -> Rehearsal:
     networks = make_networks(config.model, config.data).to(device)
     judges = make_judges(config.model, config.data, config.loss).to(device)
     if config.run.init:
-        checkpoint.initialise(networks, Path(config.run.init))
+        initialise(networks, config.model, config.data, Path(config.run.init))
     average = moving_average(networks, config.run)
     if config.run.compile:
         for network in (*networks.children(), *judges.children()):

@@ -23,7 +23,7 @@ import torch
 from em_data import ImageLabels, Images, ImageSplit, Labels, Split, Volume, augment
 from em_data.geometry import Int3
 from em_data.loader import Batch, Loader
-from em_models import UNet3dConfig, UNetConfig, count_parameters, save
+from em_models import count_parameters, save
 from torch import Tensor, nn
 
 from em_train.engine import checkpoint, distributed, optim, precision
@@ -52,7 +52,15 @@ from em_train.segment.data import (
 )
 from em_train.segment.labels import Classes, labelled
 from em_train.segment.loss import LossConfig, sums_of, terms_of
-from em_train.segment.networks import ModelConfig, freeze, initialise, layers_of, make_networks
+from em_train.segment.networks import (
+    ModelConfig,
+    NetworkConfig,
+    freeze,
+    initialise,
+    layers_of,
+    make_networks,
+    scale_of,
+)
 from em_train.segment.report import finish, preview
 from em_train.segment.validation import (
     Window,
@@ -85,10 +93,9 @@ class Config:
             raise ValueError(
                 f"data.patch_vx is {size}; wanted a multiple of {side}, for instance {up}"
             )
-        if self.model.kind == "unet3d" and self.data.depth_vx % self.model.unet3d.stride[0]:
+        if not isinstance(stride, int) and self.data.depth_vx % stride[0]:
             raise ValueError(
-                f"data.depth_vx is {self.data.depth_vx}; wanted a multiple of "
-                f"{self.model.unet3d.stride[0]}"
+                f"data.depth_vx is {self.data.depth_vx}; wanted a multiple of {stride[0]}"
             )
         if self.model.kind == "unet3d" and self.data.slices is not None:
             raise ValueError(
@@ -96,14 +103,14 @@ class Config:
             )
 
     @property
-    def network(self) -> UNetConfig | UNet3dConfig:
+    def network(self) -> NetworkConfig:
         """The network that is trained, but for its number of classes."""
-        return self.model.unet if self.model.kind == "unet" else self.model.unet3d
+        return self.model.network
 
     @property
     def patch_vx(self) -> Int3:
         """What the network is shown: slices and their sides."""
-        z = self.model.unet.slices if self.model.kind == "unet" else self.data.depth_vx
+        z = self.model.slices or self.data.depth_vx
         return z, self.data.patch_vx, self.data.patch_vx
 
 
@@ -124,7 +131,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
     # Model: the network and its moving average.
     networks = make_networks(config.model, config.loss, classes).to(device)
     if config.run.init and not resume:
-        initialise(networks, Path(config.run.init))
+        initialise(networks, config.model, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
     average = moving_average(networks, config.run)
@@ -239,8 +246,8 @@ def losses(
         voxel_size_nm=batch.voxel_size_nm[0],
     )
     assert labels is not None and valid is not None
-    if config.model.kind == "unet":
-        middle = config.model.unet.slices // 2
+    if config.model.slices:
+        middle = config.model.slices // 2
         labels, valid = labels[:, :, middle], valid[:, :, middle]  # (B, V, Y, X)
         outputs = networks["network"](image)
     else:
@@ -266,7 +273,7 @@ def rehearse(config: Config, device: torch.device) -> Rehearsal:
     loader = make_loader(volumes, labels, classes, split, config.data, crop, seed=config.run.seed)
     networks = make_networks(config.model, config.loss, classes).to(device)
     if config.run.init:
-        initialise(networks, Path(config.run.init))
+        initialise(networks, config.model, Path(config.run.init))
     if config.model.freeze_guide:
         freeze(networks)
     optimiser = optim.adamw(networks, config.optim, layers_of(networks))
@@ -343,5 +350,9 @@ def announce(
         f"model   {count_parameters(networks):,} parameters, reaches {network.config.reach} px, classes "
         f"{', '.join(classes.names)}, on {device}"
     )
+    if config.run.init and not start:
+        sizes = loader.volumes if isinstance(loader.volumes, Images) else loader.volumes[0]
+        if note := scale_of(Path(config.run.init), sizes.voxel_size_nm):
+            say(f"init    {note}")
     say(f"run     {folder.path}" + (f", going on at step {start}" if start else ""))
     folder.log(f"{'resumed' if start else 'started'} at step {start} on {device}")

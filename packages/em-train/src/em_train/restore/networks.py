@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from em_models import (
@@ -17,10 +18,16 @@ from em_models import (
 )
 from torch import Tensor, nn
 
+from em_train.engine import checkpoint
+from em_train.engine import config as configuration
+from em_train.engine.errors import CheckpointError
+from em_train.engine.run_folder import stored_part
+from em_train.engine.stored import read_config
 from em_train.restore.data import DataConfig
 from em_train.restore.loss import LossConfig
 
 NETWORKS = {"unet": UNet, "hrnet": HrNet, "timm-hrnet": TimmHrNet}
+FREE = ("dropout", "pretrained")  # keys that the weights do not depend on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +62,45 @@ class ModelConfig:
 
 def make_networks(model: ModelConfig, data: DataConfig) -> nn.ModuleDict:
     """The network that repairs: slices to the middle one."""
-    config: Any = replace(model.network, classes=1, slices=data.slices)
-    network: Any = NETWORKS[model.kind](config)
+    network: Any = NETWORKS[model.kind](described(model, data))
     if is_residual(model, data):  # at first it leaves the slice as it is
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d) and layer.out_channels == 1:
                 for parameter in layer.parameters():
                     nn.init.zeros_(parameter)
     return nn.ModuleDict({"network": network})
+
+
+def described(model: ModelConfig, data: DataConfig) -> Any:
+    """The configuration of the network that repairs."""
+    network: Any = model.network
+    return replace(network, classes=1, slices=data.slices)
+
+
+def initialise(networks: nn.ModuleDict, model: ModelConfig, data: DataConfig, init: Path) -> None:
+    """Take over the weights of another restore run; those of another network are refused."""
+    if (init / "config.json").exists():
+        command = read_config(init)["command"]
+        if command != "restore":
+            raise CheckpointError(
+                f"{init} is a run of {command}, and emtrain restore starts from runs of restore; give "
+                "one with --init, or leave it out"
+            )
+        known = stored_part(init, "restore", "model", ModelConfig)
+        if known.kind != model.kind:
+            raise CheckpointError(
+                f"{init} holds a network of kind {known.kind}, and model.kind is {model.kind}; choose the "
+                "same with --set, or leave --init out"
+            )
+        theirs = described(known, stored_part(init, "restore", "data", DataConfig))
+        ours = described(model, data)
+        free = {key: getattr(theirs, key) for key in FREE if hasattr(theirs, key)}
+        if other := configuration.differences(theirs, replace(ours, **free)):
+            raise CheckpointError(
+                f"{init} holds another {model.kind} than is to be trained (its value ≠ yours): "
+                f"{'; '.join(other)}; choose the same with --set, or leave --init out"
+            )
+    checkpoint.initialise(networks, init)
 
 
 def make_judges(model: ModelConfig, data: DataConfig, loss: LossConfig) -> nn.ModuleDict:

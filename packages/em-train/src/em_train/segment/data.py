@@ -151,8 +151,8 @@ def crop_of(volumes: Sequence[Volume], config: DataConfig, patch_vx: Int3) -> Cu
     size = augment.source_vx(patch_vx, augmentation(config), volumes[0].voxel_size_nm)
     if isinstance(volumes, Images) and size[0] > 1:
         raise ValueError(
-            f"a patch has {size[0]} slices, and images have one each; leave model.kind and "
-            "model.unet.slices as they are by default"
+            f"a patch has {size[0]} slices, and images have one each; take a network of single slices: "
+            "no unet3d, and slices=1, as it is by default"
         )
     for volume in () if isinstance(volumes, Images) else volumes:
         if any(n > have for n, have in zip(size, volume.shape, strict=True)):

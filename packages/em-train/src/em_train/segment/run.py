@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import em_models
 import torch
-from em_models import UNet, UNet3d
 
 from em_train.engine.device import choose_device
 from em_train.engine.errors import StoredFileError
@@ -18,6 +17,7 @@ from em_train.engine.run_folder import stored_part
 from em_train.engine.stored import read_json
 from em_train.segment.data import DataConfig
 from em_train.segment.loss import LossConfig
+from em_train.segment.networks import NETWORKS
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def open_run(run: Path) -> StoredRun:
     remedy = f"put back a copy of it, or write it again with emtrain segment --out {run} --resume"
     classes = read_json(path, StoredClasses, remedy)
     network: Any = em_models.load(run / "weights" / "network")
-    if not isinstance(network, UNet | UNet3d):
+    if type(network) not in NETWORKS.values():
         raise StoredFileError(
-            f"{run}/weights/network holds a {type(network).__name__}, wanted a UNet or UNet3d; put back "
-            "a copy of the weights"
+            f"{run}/weights/network holds a {type(network).__name__}, wanted a "
+            f"{' or '.join(cls.__name__ for cls in NETWORKS.values())}; put back a copy of the weights"
         )
     loss = stored_part(run, "segment", "loss", LossConfig)
     count = network.config.classes - (loss.kind == "softmax")
