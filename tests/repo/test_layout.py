@@ -18,6 +18,7 @@ COVERED = {
     "data/synthetic/cells": "synthetic/test_render",
     "data/synthetic/config": "synthetic/test_render",
     "data/synthetic/hashing": "synthetic/test_render",
+    "data/synthetic/outlines": "synthetic/test_particles",
     "data/synthetic/tissue": "synthetic/test_render",
     "data/synthetic/volume": "formats/test_address",
     "data/writer/block_cost": "writer/test_tiling",
