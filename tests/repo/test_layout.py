@@ -43,6 +43,7 @@ COVERED = {
     "train/dense/texture": "dense/test_recluster",
     "train/dense/views": "recipes/test_dense_ssl",
     "train/engine/errors": "engine/test_run_folder",
+    "train/engine/folders": "predict/test_images",
     "train/engine/progress": "recipes/test_segment",
     "train/engine/rehearsal": "measure/test_training",
     "train/engine/run_config": "test_catalogue",
@@ -63,7 +64,6 @@ COVERED = {
     "train/segment/data": "recipes/test_segment",
     "train/segment/networks": "recipes/test_segment",
     "train/segment/report": "segment/test_validation",
-    "train/synth": "test_cli",
 }
 # Tests of more than one module, or of what is no module.
 WIDER = {
