@@ -28,6 +28,7 @@ COVERED = {
     "kernels/library": "test_build",
     "train/commands/judge": "test_cli",
     "train/commands/learn": "test_catalogue",
+    "train/commands/make": "test_synth",
     "train/commands/segment": "recipes/test_segment",
     "train/commands/start": "test_catalogue",
     "train/commands/use": "test_cli",
