@@ -148,6 +148,7 @@ def wrong_commands(text):
             name = words[0]
         if name in RECIPES:
             settings = [f"--preset={one}" for one in given(words, "--preset")]
+            settings += [f"--kind={one}" for one in given(words, "--kind")]
             settings += [f"--set={one}" for one in given(words, "--set") if "=" in one]
             if settings and "KEY=VALUE" not in text_of(words):
                 said = show_config(name, *settings)

@@ -18,6 +18,7 @@ COVERED = {
     "data/synthetic/cells": "synthetic/test_render",
     "data/synthetic/config": "synthetic/test_render",
     "data/synthetic/hashing": "synthetic/test_render",
+    "data/synthetic/outlines": "synthetic/test_particles",
     "data/synthetic/tissue": "synthetic/test_render",
     "data/synthetic/volume": "formats/test_address",
     "data/writer/block_cost": "writer/test_tiling",
@@ -27,6 +28,7 @@ COVERED = {
     "kernels/library": "test_build",
     "train/commands/judge": "test_cli",
     "train/commands/learn": "test_catalogue",
+    "train/commands/make": "test_synth",
     "train/commands/segment": "recipes/test_segment",
     "train/commands/start": "test_catalogue",
     "train/commands/use": "test_cli",
@@ -42,6 +44,7 @@ COVERED = {
     "train/dense/texture": "dense/test_recluster",
     "train/dense/views": "recipes/test_dense_ssl",
     "train/engine/errors": "engine/test_run_folder",
+    "train/engine/folders": "predict/test_images",
     "train/engine/progress": "recipes/test_segment",
     "train/engine/rehearsal": "measure/test_training",
     "train/engine/run_config": "test_catalogue",
@@ -68,7 +71,6 @@ COVERED = {
     "train/restore/validation": "recipes/test_restore",
     "train/segment/data": "recipes/test_segment",
     "train/segment/report": "segment/test_validation",
-    "train/synth": "test_cli",
 }
 # Tests of more than one module, or of what is no module.
 WIDER = {

@@ -1,15 +1,15 @@
 """Every line of --show-config can be understood alone."""
 
 import pytest
-from em_data.synthetic import SyntheticConfig
 from em_train.catalogue import RECIPES
 from em_train.engine import config as configuration
+from em_train.synth import CONFIGS as KINDS
 
 RIDDLES = ("What", "Which", "Where", "Who", "Whose", "How", "Of", "That", "There")
 
 
 CONFIGS = {command: entry.load().Config for command, entry in RECIPES.items()}
-CONFIGS["synth"] = SyntheticConfig
+CONFIGS |= {f"synth --kind {kind}": config for kind, config in KINDS.items()}
 
 
 @pytest.mark.parametrize(("command", "config"), list(CONFIGS.items()))

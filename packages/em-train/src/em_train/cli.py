@@ -16,6 +16,9 @@ from em_train.commands import learn  # noqa: F401
 
 # isort: split
 from em_train.commands import judge, use  # noqa: F401
+
+# isort: split
+from em_train.commands import make  # noqa: F401
 from em_train.commands.options import app
 from em_train.engine import worker
 from em_train.engine.wording import is_mendable, one_line

@@ -1,4 +1,4 @@
-"""The settings of a synthetic volume, and what follows from them alone."""
+"""The settings of a synthetic volume, what follows from them alone, and checks of settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Whole = NDArray[np.int64]
+Range = tuple[float, float]
 
 
 BODY_PITCH = 7.0  # between nuclei, as multiples of their radius
@@ -120,3 +121,34 @@ def check_triple(name: str, values: Sequence[float], *, whole: bool, least: floa
             f"{name} must be three {kind} (z, y, x) of at least {least:g}, "
             f"got {tuple(values)}; correct it"
         )
+
+
+def check_image(size_px: tuple[int, int], seed: int) -> None:
+    """Refuse sizes and seeds that no image can have."""
+    if len(size_px) != 2 or any(n != int(n) or not 32 <= n <= 8192 for n in size_px):
+        raise ValueError(
+            f"size_px must be two whole numbers (y, x) from 32 to 8192, got {tuple(size_px)}; change it"
+        )
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
+        raise ValueError(
+            f"seed must be a whole number from 0 to 2**32 - 1, got {seed}; choose another"
+        )
+
+
+def check_index(index: int) -> None:
+    """Refuse what is no number of an image."""
+    if not 0 <= index < 2**31:
+        raise ValueError(f"index must be a number of an image from 0 on, got {index}; count from 0")
+
+
+def check_numbers(config: object, **limits: Range) -> None:
+    """Refuse numbers, and ranges (low, high), beyond their limits."""
+    for name, (least, most) in limits.items():
+        value = getattr(config, name)
+        if isinstance(value, tuple | list):
+            good = len(value) == 2 and least <= value[0] <= value[1] <= most
+            wanted = f"a range (low, high) within {least:g} to {most:g}"
+        else:
+            good, wanted = least <= value <= most, f"{least:g} to {most:g}"
+        if not good:
+            raise ValueError(f"{name} is {value}; wanted {wanted}; change it")

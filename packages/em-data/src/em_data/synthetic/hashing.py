@@ -89,6 +89,21 @@ def smooth_noise(
     return out
 
 
+def smooth_image(
+    seed: int, stream: str, index: int, size_px: Sequence[int], pitch_px: float
+) -> Float:  # (Y, X)
+    """Smooth noise of mean 0 and deviation 1 of image `index` of a collection."""
+    # Images lie four nodes apart on z, where they share none.
+    return smooth_noise(
+        seed,
+        stream,
+        origin_vx=(index, 0, 0),
+        size_vx=(1, *size_px),
+        voxel_size_nm=(4 * pitch_px, 1, 1),
+        pitch_nm=pitch_px,
+    )[0]
+
+
 def gaussian_kernel(sigma_px: float) -> Float:
     """Gaussian weights of sum 1 out to three deviations; a single 1 for sigma 0."""
     radius = math.ceil(3 * sigma_px)
@@ -109,6 +124,13 @@ def blur_valid(image: Float, kernel: Float, axis: int) -> Float:
         pair *= kernel[radius + step]
         out += pair
     return np.moveaxis(out, 0, axis)
+
+
+def blur_image(image: Float, sigma_px: float) -> Float:  # (Y, X)
+    """Gaussian blur of an image that is mirrored at its borders."""
+    kernel = gaussian_kernel(sigma_px)
+    padded = np.pad(image, len(kernel) // 2, mode="symmetric")
+    return blur_valid(blur_valid(padded, kernel, 0), kernel, 1)
 
 
 def _mix(word: Word) -> Word:

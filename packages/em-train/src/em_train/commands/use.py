@@ -1,4 +1,4 @@
-"""Commands that use runs and volumes: predict, view, info, speed, bench-train, synth."""
+"""Commands that use runs and volumes: predict, view, info, speed, bench-train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 
 from em_train.catalogue import RECIPES
 from em_train.commands.options import (
-    SEED_LIMIT,
     Channel,
     ConfigFile,
     Debug,
@@ -22,7 +21,6 @@ from em_train.commands.options import (
     option_of,
     parse_channel,
     parse_numbers,
-    print_config,
     refuse_unused,
     writes_png,
 )
@@ -344,53 +342,3 @@ def bench_train(
     bench.show(recipe, figures)
     if json_path:
         json_path.write_text(json.dumps(figures, indent=2) + "\n")
-
-
-@app.command(rich_help_panel=PANEL)
-def synth(
-    out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Where to write the OME-Zarr.")],
-    shape: Annotated[str, typer.Option(metavar="Z,Y,X", help="Size in voxels.")] = "64,384,384",
-    voxel_nm: Annotated[
-        str, typer.Option(metavar="Z,Y,X", help="Voxel size in nanometres.")
-    ] = "17.6,8,8",
-    seed: Annotated[
-        int,
-        typer.Option(min=0, max=SEED_LIMIT, help="Another seed, another piece of tissue."),
-    ] = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another property, e.g. noise=0.1."),
-    ] = None,
-    show_config: Annotated[
-        bool, typer.Option("--show-config", help="List every property and leave.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the zarr store that is there.")
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Write a synthetic EM volume with its truth as OME-Zarr.
-
-    Raw voxels at the root, `labels/classes` and `labels/instances` beside them.
-
-    For instance: `emtrain synth tissue.zarr --shape 100,512,512 --voxel-nm 10,10,10`
-    """
-    from em_train.engine import config as configuration
-    from em_train.synth import SyntheticConfig, write_synthetic
-
-    layers = [
-        configuration.Layer(
-            "options",
-            {
-                "shape_vx": parse_numbers("--shape", shape, int),
-                "voxel_size_nm": parse_numbers("--voxel-nm", voxel_nm, float),
-                "seed": seed,
-            },
-        ),
-        configuration.set_layer(set_ or []),
-    ]
-    resolved = configuration.resolve(SyntheticConfig, layers)
-    if show_config:
-        print_config(resolved)
-        return
-    write_synthetic(resolved, out, overwrite=overwrite)

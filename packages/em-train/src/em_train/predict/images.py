@@ -10,7 +10,6 @@ pictures that are there are not made again.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections import Counter
@@ -26,6 +25,7 @@ from em_data.writer.place import check_apart
 from PIL import Image
 
 from em_train.engine.atomic import remove_leftovers, replacing
+from em_train.engine.folders import check_replaceable, put_in_place
 from em_train.engine.progress import meter, say
 from em_train.engine.run_folder import read_by
 from em_train.engine.stop import StopRequest
@@ -85,7 +85,7 @@ def predict_images(
         check_same(out, wanted)
         say(f"{out} is whole already")
         return True
-    check_replaceable(out, overwrite=overwrite)
+    check_replaceable(out, NOTE, "prediction of images", overwrite=overwrite)
     if begun.exists() and not (resume or overwrite):
         raise StoreExistsError(
             f"{out} was begun already; go on with --resume, or begin anew with --overwrite"
@@ -160,28 +160,6 @@ def check_names(images: Images) -> None:
         )
 
 
-def check_replaceable(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken, but with `overwrite` for what was predicted before."""
-    if not os.path.lexists(out):
-        return
-    if not overwrite:
-        raise StoreExistsError(
-            f"{out} exists already; choose another name, or replace it with --overwrite"
-        )
-    if out.is_symlink() or not out.is_dir() or not (out / NOTE).exists():
-        raise StoreExistsError(
-            f"{out} is no prediction of images, and --overwrite replaces nothing else here; choose "
-            "another name"
-        )
-    own = {NOTE, *read_json(out / NOTE, dict[str, Any], "choose another --out").get("files", ())}
-    others = [one.name for one in out.iterdir() if one.name not in own]
-    if others:
-        raise StoreExistsError(
-            f"{out} holds {some(others)}, which is no part of a prediction and would be lost; move it "
-            "away, or choose another name"
-        )
-
-
 def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Refuse to go on with what was begun otherwise."""
     begun = read_json(folder / NOTE, dict[str, Any], "begin anew with --overwrite")
@@ -191,13 +169,3 @@ def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
             f"{folder} was begun with other {', '.join(sorted(differ))}; give the same, or begin anew "
             "with --overwrite"
         )
-
-
-def put_in_place(begun: Path, out: Path) -> None:
-    """Give the folder its name; what it replaces goes when the new one is there."""
-    old = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    begun.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
