@@ -211,7 +211,9 @@ def test_mixed_or_odd_types_are_refused(volumes):
     odd = open_volume(np.zeros((12, 60, 60), np.float64))
     with pytest.raises(VolumeFormatError, match="float64"):
         loader([odd])
-    with pytest.raises(VolumeFormatError, match=r"holds uint16, .*holds uint8|holds uint8, .*holds uint16"):
+    with pytest.raises(
+        VolumeFormatError, match=r"holds uint16, .*holds uint8|holds uint8, .*holds uint16"
+    ):
         loader([volumes[0], open_volume(np.zeros((12, 60, 60), np.uint16))])
 
 

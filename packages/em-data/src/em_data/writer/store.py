@@ -134,7 +134,9 @@ class Image:
     def _open(self, name: str, level: PlannedLevel) -> zarr.Array[Any]:
         # What is not there was never written: every chunk is, even when it holds nothing but zeros.
         path = f"{self.group.path}/{name}".lstrip("/")
-        with zarr.config.set({"array.write_empty_chunks": True}):  # open_array takes no heed of `config`
+        with zarr.config.set(
+            {"array.write_empty_chunks": True}
+        ):  # open_array takes no heed of `config`
             return zarr.open_array(self.group.store, path=path, mode="r+")
 
     def write(self, box: Box, voxels: np.ndarray, level: int = 0) -> None:
