@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from em_data import (
     binned,
     open_volume,
 )
+from em_data.volume import as_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +27,13 @@ def test_boxes_outside_and_odd_indices_are_refused():
         volume[0:4:2, 0:4, 0:4]
     with pytest.raises(TypeError, match="three slices"):
         volume[0]
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (10**15,) * 3, (1, 2**31, 2**31 + 1)])
+def test_shapes_that_no_volume_has_are_refused(shape):
+    array = SimpleNamespace(shape=shape, dtype=np.uint8)
+    with pytest.raises(VolumeFormatError, match=r"^raw\.h5 is empty or damaged: its shape is"):
+        as_volume(array, "raw.h5", "HDF5")
 
 
 def test_other_byte_order_becomes_that_of_this_machine():

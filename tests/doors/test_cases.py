@@ -88,6 +88,12 @@ def test_a_message_names_the_thing_and_a_remedy_once(said, wanted):
     assert trial.complaints(said, 1, ["x.zarr"]) == wanted
 
 
+def test_of_names_without_end_a_message_holds_the_ends():
+    said = f"error: no volume at {'v' * 100}…{'v' * 95}.zarr; check the path\n"
+    assert trial.complaints(said, 1, ["v" * 10_000 + ".zarr"]) == []
+    assert trial.complaints(said, 1, ["w" * 10_000 + ".n5"]) != []
+
+
 def test_what_changed_is_told(tmp_path):
     (tmp_path / "kept").write_text("a")
     (tmp_path / "gone").write_text("b")

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 SECONDS = 60.0  # of the clock, on a machine that does other things too
 CPU_SECONDS = 40
+LONG, END = 400, 100  # letters of a name of which messages hold the two ends, and of an end
 MEMORY = 3 << 30  # bytes of addresses beside those that torch takes when it is imported
 LOST = 255  # what multiprocessing says where the process that forks was lost
 FORKED_FROM = (
@@ -233,8 +234,10 @@ def complaints(said: str, code: int, names: Sequence[str]) -> list[str]:
 
 
 def _in(name: str, message: str) -> bool:
-    """Whether a message holds a name: as it is, as Python writes it, or without its scheme."""
+    """Whether a message holds a name: as it is, as Python writes it, without its scheme, or its ends."""
     bare = re.sub(r"^(precomputed|n5)://", "", name)
+    if len(name) >= LONG:
+        bare = name[-END:]
     return any(form in message for form in (name, repr(name)[1:-1], bare) if form)
 
 

@@ -214,6 +214,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     refused(emtrain("dense-ssl", *DATA, *RUN, "--out", tmp_path / "file"), "not an empty folder")
     refused(emtrain("dense-ssl", *DATA, *RUN, "--out", tmp_path / "file" / "run"), "is a file, not")
     refused(emtrain("dense-ssl", "--resume"), "--out")
+    refused(emtrain("dense-ssl", *DATA, *RUN, "--init="), "--init is empty")
     refused(emtrain("dense-ssl", "--resume", "--out", tmp_path / "none"), "no run to resume")
 
 

@@ -110,6 +110,16 @@ def test_absent_chunk_is_zero_and_a_damaged_one_an_error(write_precomputed, voxe
         volume[4:5, 0:16, 0:16]
 
 
+def test_a_slice_that_no_memory_holds_is_an_error(write_precomputed, voxels):
+    path = write_precomputed(voxels((8, 16, 16)), "volume")
+    info = json.loads((path / "info").read_text())
+    info["scales"][0]["size"] = [10**9, 10**9, 1]
+    (path / "info").write_text(json.dumps(info))
+    volume = open_volume(path)
+    with pytest.raises(MemoryError):
+        volume.read(Box((0, 0, 0), (1, 10**9, 10**9)))
+
+
 def test_what_is_not_there_or_not_understood(http_server, tmp_path, free_port):
     with pytest.raises(VolumeNotFoundError, match="no file 'info'"):
         open_volume(f"precomputed://{http_server.url}/nothing")

@@ -51,6 +51,8 @@ def test_a_stack_is_some_slices_of_its_box():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BoxError, match=r"crop \(5, 64, 64\) exceeds volume \(4, 100, 100\) on z"):
         PlaceSampler([(4, 100, 100)], StackConfig(size_vx=64), seed=0)
+    with pytest.raises(BoxError, match=r"on z \(raw\.tif\); take a smaller crop"):
+        PlaceSampler([(4, 100, 100)], StackConfig(size_vx=64), seed=0, sources=["raw.tif"])
     with pytest.raises(BoxError, match="offsets_z"):
         StackConfig(offsets_z=(-1, 1))
     with pytest.raises(BoxError, match="at least 1 voxel"):

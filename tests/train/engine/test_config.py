@@ -5,7 +5,7 @@ import pytest
 from em_train.engine import config as configuration
 from em_train.engine.config import Layer, resolve, set_layer
 from em_train.engine.errors import ConfigError
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,29 @@ def test_values_that_are_numbers_only_in_name_are_refused():
     ]:
         with pytest.raises(ConfigError, match=message):
             resolve(Tree, [set_layer([assignment])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """A group of a network."""
+
+    channels: tuple[int, ...] = (4, 8)
+    depth: PositiveInt = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """A configuration with a network."""
+
+    model: Widths = field(default_factory=Widths)
+    seed: int = 0
+
+
+@pytest.mark.parametrize("value", ["model.depth=1e18", f"model.channels=[4, {10**30}]"])
+def test_networks_without_end_are_refused_by_their_key(value):
+    assert resolve(Networks, [set_layer(["seed=99999999999", "model.depth=9"])]).model.depth == 9
+    with pytest.raises(ConfigError, match=f"{value.partition('=')[0]} .*no network is so large"):
+        resolve(Networks, [set_layer([value])])
 
 
 def test_a_group_set_at_once_keeps_the_keys_that_it_does_not_name():

@@ -156,7 +156,7 @@ def test_the_command_keeps_the_name_of_a_label_image(folder, volume):
 def test_what_is_not_there_is_named_with_what_is(folder):
     raw, _ = folder
     for read in (judged, trained):
-        with pytest.raises(VolumeNotFoundError, match=r"'mito'.*raw\.zarr: own$"):
+        with pytest.raises(VolumeNotFoundError, match=r"^--labels mito: .*raw\.zarr: own$"):
             read(raw, ["mito"])
     np.save("float.npy", np.zeros(SHAPE, np.float32))
     for read in (judged, trained):

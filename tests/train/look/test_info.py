@@ -44,6 +44,11 @@ def test_figures_of_an_image_and_json(tmp_path, gradient):
     json.dumps(found)
 
 
+def test_the_mean_of_the_largest_floats_is_finite(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 8, 8), np.finfo(np.float64).max))
+    assert "mean 1797693134862315" in describe(str(tmp_path / "a.npy"))["values in the middle"]
+
+
 def test_figures_of_hdf5(tmp_path, gradient):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("raw", data=gradient, chunks=(4, 50, 50), compression="gzip")

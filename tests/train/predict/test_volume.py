@@ -260,6 +260,8 @@ def test_another_network_does_not_go_on(run, tmp_path, monkeypatch):
     [
         (("--dask", "local:0"), "wanted local:N with N ≥ 1, or tcp://host:port"),
         (("--dask", "somewhere"), "wanted local:N"),
+        (("--dask", "tcp://"), "--dask is 'tcp://', where no scheduler answers"),
+        (("--output", ""), "--output is ''; of a segment run wanted"),
         (("--dask", "local:2", "--processes", "2"), "give one of them"),
         (("--memory-gib", "0.01"), "more than the budget"),
         (("--memory-gib", "0.034", "--block", "32,128,128"), "allow more with --memory-gib"),
@@ -267,9 +269,15 @@ def test_another_network_does_not_go_on(run, tmp_path, monkeypatch):
 )
 def test_bad_input_leaves_nothing(run, tmp_path, more, text):
     out = tmp_path / "o.zarr"
-    with pytest.raises((ValueError, MemoryError), match=text):
+    with pytest.raises((ValueError, MemoryError, OSError), match=text):
         CliRunner().invoke(app, arguments(run, out, *more), catch_exceptions=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_without_number_are_refused():
+    prediction.check_count("raw.h5", (10**5,) * 3, (512,) * 3)
+    with pytest.raises(ValueError, match=r"^raw\.h5 .* 477,753,125 blocks .* take larger blocks"):
+        prediction.check_count("raw.h5", (10**5,) * 3, (32, 256, 256))
 
 
 def test_a_scheduler_that_nobody_runs_is_found_before_anything_is_begun(run, tmp_path):

@@ -176,7 +176,10 @@ def test_classes_that_are_not_there_are_named(run, tmp_path):
     with new_store(tmp_path / "late.zarr") as store:
         store.add_image(voxels.shape, np.uint8, size).write(Box((0, 0, 0), voxels.shape), voxels)
     late = ("--data", run / "v.zarr", "--labels", f"mito={tmp_path / 'late.zarr'}")
-    with pytest.raises(ValueError, match=r"no voxel of class 'mito' .*\(z 2, z 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"no voxel of class 'mito' .*\(z 2, z 3\) of .*v\.zarr, labelled by mito=.*late",
+    ):
         invoke(run / "run", *late, "--score-z", "2:4")
 
 

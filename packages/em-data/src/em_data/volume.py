@@ -19,7 +19,9 @@ from em_data.geometry import Box, Float3, Int3, check_inside, int3
 # What is done about voxels that are NaN or infinite: given as they are, refused when they are read,
 # or given and left out of every sample of a `Loader`.
 Nan = Literal["keep", "refuse", "mask"]
-LONGEST = 2**62  # voxels of a side: what can still be counted in 64 bits
+MOST = (
+    2**62
+)  # voxels: what can still be counted in 64 bits, thousands of the largest volumes there are
 LISTED = 8  # channels named in a line at most: embeddings have hundreds
 
 
@@ -237,10 +239,10 @@ def as_volume(array: Array, source: str, format: str) -> Volume:
             f"{source} holds {dtype} of shape {tuple(array.shape)}; "
             "wanted real numbers along three axes (z, y, x)"
         )
-    if not all(0 < n < LONGEST for n in array.shape):
+    if min(array.shape) < 1 or math.prod(map(int, array.shape)) > MOST:
         raise VolumeFormatError(
             f"{source} is empty or damaged: its shape is given as {tuple(array.shape)}; wanted sides "
-            "of at least 1: write it again"
+            "of at least 1, and no more voxels than a disk can hold: write it again"
         )
     channels = tuple(getattr(array, "channels", ()))
     return Volume(array=array, source=source, format=format, channels=channels)

@@ -91,7 +91,9 @@ class TensorStoreArray:
     def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
         GUARD.enter()
         try:
-            return np.asarray(self.opened.get()[index].read().result())
+            view = self.opened.get()[index]
+            np.empty(view.shape, self.dtype)  # tensorstore ends the process where memory is out
+            return np.asarray(view.read().result())
         except (ValueError, OSError) as error:
             raise VolumeReadError(
                 f"{_short(error)}; restore this file, or delete it to read the fill value there"

@@ -69,7 +69,7 @@ class Block(NamedTuple):
 class BlockSampler:
     """Samples drawn by block shuffle, a pure function of (plan, seed, epoch, number).
 
-    Regions, weights and aims are those of `PlaceSampler`.
+    Regions, weights, aims and sources are those of `PlaceSampler`.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class BlockSampler:
         regions: Sequence[Region] | None = None,
         weights: Sequence[float] | None = None,
         aims: Sequence[Aim] = (),
+        sources: Sequence[str] = (),
         threads: int = 2,
     ) -> None:
         self.config = config
@@ -91,7 +92,7 @@ class BlockSampler:
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
         self.chunk_vx = [int3(chunk) for chunk in chunk_vx]
-        self.boxes = origins(shapes, config.crop_vx, config.centre_vx, regions)
+        self.boxes = origins(shapes, config.crop_vx, config.centre_vx, regions, sources)
         self.mixture = mix_places(self.boxes, config, weights=weights, aims=aims, threads=threads)
         resident = plan.slots * plan.positions + plan.in_flight
         self._orders = lru_cache(maxsize=4 * plan.slots)(self._permutations)
@@ -229,6 +230,7 @@ def choose_sampler(
     if isinstance(volumes, Collection):
         return PlaceSampler(volumes.shapes, config, seed, threads=threads, **drawn)
     shapes = [volume.shape for volume in volumes]
+    drawn["sources"] = [volume.source for volume in volumes]
     nbytes = sum(volume.nbytes for volume in volumes)
     nbytes += sum(one.nbytes for one in labels or () if one)
     if exact or nbytes <= budget_bytes:
@@ -241,7 +243,7 @@ def choose_sampler(
         itemsize=bytes_per_voxel(volumes, labels) + len(aims) / 8,  # what is found is kept as bits
         budget_bytes=budget_bytes,
         slots=slots,
-        boxes=origins(shapes, config.crop_vx, config.centre_vx, regions),
+        boxes=origins(shapes, config.crop_vx, config.centre_vx, regions, drawn["sources"]),
     )
     return BlockSampler(
         shapes,

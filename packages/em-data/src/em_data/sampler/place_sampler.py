@@ -78,6 +78,7 @@ class PlaceSampler:
         regions: where in each volume crops may lie; without them anywhere.
         weights: how often each volume is drawn; without them by the number of its places.
         aims: which share of the crops has what at its centre.
+        sources: what messages call the volumes.
 
     >>> from em_data import CubeConfig
     >>> sampler = PlaceSampler([(40, 512, 512)], CubeConfig(size_vx=(5, 128, 128)), seed=0)
@@ -94,11 +95,12 @@ class PlaceSampler:
         regions: Sequence[Region] | None = None,
         weights: Sequence[float] | None = None,
         aims: Sequence[Aim] = (),
+        sources: Sequence[str] = (),
         threads: int = 2,
     ) -> None:
         self.config = config
         self.seed = seed
-        self.boxes = origins(shapes, config.crop_vx, config.centre_vx, regions)
+        self.boxes = origins(shapes, config.crop_vx, config.centre_vx, regions, sources)
         self.mixture = mix_places(self.boxes, config, weights=weights, aims=aims, threads=threads)
 
     def __call__(self, key: Key, attempt: int = 0) -> Sample:

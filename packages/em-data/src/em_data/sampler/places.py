@@ -47,10 +47,12 @@ def origins(
     crop_vx: Int3,
     centre_vx: Int3,
     regions: Sequence[Region] | None = None,
+    sources: Sequence[str] = (),
 ) -> Sequence[Sequence[Box]]:
     """Disjoint boxes of the origins of all allowed crops of each volume; refuses what does not fit.
 
-    Shapes as an array (V, 3), as collections of images have them, are not made into lists.
+    Shapes as an array (V, 3), as collections of images have them, are not made into lists. A volume
+    that is refused is named by its source, where these are given.
 
     >>> origins([(50, 1024, 1024)], (64, 256, 256), (32, 128, 128))
     Traceback (most recent call last):
@@ -67,6 +69,7 @@ smaller crop or fewer slices
     found = []
     for number, shape in enumerate(map(int3, shapes), 1):
         which = f" (volume {number} of {len(shapes)})" if len(shapes) > 1 else ""
+        which = f" ({sources[number - 1]})" if sources else which
         for axis, size, length in zip("zyx", crop_vx, shape, strict=True):
             if size > length:
                 raise BoxError(

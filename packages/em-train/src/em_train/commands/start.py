@@ -108,6 +108,8 @@ def start(entry: Entry, given: Given, layers: Sequence[Layer], *, again: str | N
             raise ValueError("--resume needs the run folder: give it with --out")
         layers.insert(0, stored_config(given.out, entry.command))
         check_own(given.out, layers)
+    if given.init is not None and not given.init.strip():
+        raise ValueError("--init is empty; name the folder of a run, or leave it out")
     if given.init:
         layers.append(Layer("--init", {"run": {"init": absolute(given.init)}}))
     if where.device():

@@ -143,7 +143,7 @@ def predict(
     from em_train.predict import volume as prediction
 
     module = module_for(run, "predict")
-    output = output or entry_of(run).outputs[0]
+    output = entry_of(run).outputs[0] if output is None else output
     more = {"instances": instances, "neck": neck, "least_px": least_px, "strength": strength}
     more |= {"uncertainty": uncertainty or None}
     more = {name: value for name, value in more.items() if value is not None}

@@ -282,12 +282,12 @@ def slices_of(
     to_fit, to_score = (side.truth.slices() for side in (fitted, scored))
     fit_z, score_z = protocol.fit_z, protocol.score_z
     if scored is fitted:
-        fit_z, score_z = fit_and_score(to_fit, fit_z, score_z)
+        fit_z, score_z = fit_and_score(to_fit, fit_z, score_z, fitted.truth.told(fitted.raw))
     fit_z = fit_z or (to_fit.start, to_fit.stop)
     score_z = score_z or (to_score.start, to_score.stop)
     chosen = (
-        choose_slices("--fit-z", fit_z, fitted.truth, protocol),
-        choose_slices("--score-z", score_z, scored.truth, protocol),
+        choose_slices("--fit-z", fit_z, fitted.raw, fitted.truth, protocol),
+        choose_slices("--score-z", score_z, scored.raw, scored.truth, protocol),
     )
     one, other = (Path(side.raw.source).resolve() for side in (fitted, scored))
     if one == other and overlap(fit_z, score_z):

@@ -29,7 +29,8 @@ def random_boxes(
     """Crops of `depth` slices at random places; none where the volume has fewer slices."""
     if volume.shape[0] < depth:
         return []
-    sampler = PlaceSampler([volume.shape], CubeConfig(size_vx=(depth, size_vx, size_vx)), seed)
+    crop = CubeConfig(size_vx=(depth, size_vx, size_vx))
+    sampler = PlaceSampler([volume.shape], crop, seed, sources=[volume.source])
     return [sampler(Key(0, number)).box for number in range(count)]
 
 

@@ -27,6 +27,7 @@ from em_train.engine.atomic import replacing
 from em_train.engine.errors import ConfigError
 
 T = TypeVar("T")
+LARGEST = 2**20  # of anything that a network has: channels, layers, heads
 REMEDY = "give --config a .toml, or the config.json of a run"
 Tree = Mapping[str, Any]
 
@@ -61,6 +62,11 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> T:
         for name, value in _leaves(cls, layer.values):
             if name in known and isinstance(value, bool) and known[name].type in ("int", "float"):
                 problems.append(f"{name} ({layer.origin}): wanted a number, got {value}")
+            elif name in known and name.startswith("model.") and _largest(value) > LARGEST:
+                problems.append(
+                    f"{name} ({layer.origin}): no network is so large; wanted at most {LARGEST}, got "
+                    f"{value}"
+                )
             elif name in known:
                 _put(merged, name, value)
                 origins[name] = layer.origin
@@ -193,6 +199,12 @@ def _leaves(cls: type, tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]
             yield from ((f"{prefix}{name}.{inner}", v) for inner, v in value.items())
         else:
             yield f"{prefix}{name}", value
+
+
+def _largest(value: Any) -> float:
+    """The largest number of a value or a list of values; 0 of what holds none."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return max((one for one in values if isinstance(one, int | float)), default=0)
 
 
 def _origin(name: str, origins: Mapping[str, str]) -> str:

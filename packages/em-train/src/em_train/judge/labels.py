@@ -66,6 +66,11 @@ class Specification(NamedTuple):
         """Whether it is an address and nothing else."""
         return self.name is None and self.value is None and not self.kind
 
+    @property
+    def typed(self) -> str:
+        """The option as it is written."""
+        return self.address if self.bare else self.at(self.address)
+
     def at(self, address: str) -> str:
         """The option that says the same of another address."""
         name = self.name if self.kind else self.called
@@ -133,7 +138,7 @@ def open_label(option: Specification, beside: Volume, *, at_nm: Float3 | None = 
         except VolumeNotFoundError as error:
             known = ", ".join(beside.label_names) or "none"
             raise VolumeNotFoundError(
-                f"labels {option.called!r}: {error}; label images stored with {beside.source}: {known}"
+                f"--labels {option.typed}: {error}; label images stored with {beside.source}: {known}"
             ) from None
     if volume.dtype.kind not in "bui":
         raise ValueError(f"{volume.source} holds {volume.dtype}; wanted integer labels")

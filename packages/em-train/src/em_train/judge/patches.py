@@ -220,7 +220,7 @@ def _features(
 def slabs(volume: Volume, truth: Truth, patch: Int3, config: ProbeConfig) -> tuple[Slab, Slab]:
     """The patches to fit and to score: those that lie wholly in their slices."""
     labelled, grey, grid = truth.slices(), grey_range(volume), patch_grid(volume, patch)
-    fit_z, score_z = fit_and_score(labelled, config.fit_z, config.score_z)
+    fit_z, score_z = fit_and_score(labelled, config.fit_z, config.score_z, truth.told(volume))
     side = [min(n, max(1, config.window_vx // p)) for n, p in zip(grid[1:], patch[1:], strict=True)]
     start = [(n - s) // 2 for n, s in zip(grid[1:], side, strict=True)]
     found = []

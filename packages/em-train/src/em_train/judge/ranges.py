@@ -8,16 +8,16 @@ Range = tuple[int, int]
 
 
 def fit_and_score(
-    labelled: range, fit_z: Range | None, score_z: Range | None
+    labelled: range, fit_z: Range | None, score_z: Range | None, of: str
 ) -> tuple[Range, Range]:
     """Slices [first, end) of one volume to fit and to score.
 
     As wanted; else the first 60 % to fit and the last 30 % to score of those with labels, apart from the
-    other range.
+    other range. `of` says in messages whose slices they are.
     """
     for option, wanted in (("--fit-z", fit_z), ("--score-z", score_z)):
         if wanted:
-            check_range(option, wanted, labelled)
+            check_range(option, wanted, labelled, of)
     count = len(labelled)
     early = (labelled.start, labelled.start + math.ceil(0.6 * count))
     late = (labelled.stop - math.ceil(0.3 * count), labelled.stop)
@@ -26,9 +26,9 @@ def fit_and_score(
     for what, (first, end), other in (("fit", fit, score), ("score", score, fit)):
         if first >= end:
             raise ValueError(
-                f"labels are there for slices {labelled.start}:{labelled.stop}; none is left to {what} "
-                f"beside {other[0]}:{other[1]}: give --fit-z and --score-z apart from each other, or "
-                "label more slices"
+                f"labels are there for slices {labelled.start}:{labelled.stop} of {of}; none is left to "
+                f"{what} beside {other[0]}:{other[1]}: give --fit-z and --score-z apart from each "
+                "other, or label more slices"
             )
     return fit, score
 
@@ -38,13 +38,13 @@ def overlap(one: Range, other: Range) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def check_range(option: str, wanted: Range, labelled: range) -> None:
+def check_range(option: str, wanted: Range, labelled: range, of: str) -> None:
     """Refuse a range [first, end) of which not all slices have labels."""
     first, end = wanted
     if first >= end or first < labelled.start or end > labelled.stop:
         raise ValueError(
             f"{option} is {first}:{end}; labels are there for slices "
-            f"{labelled.start}:{labelled.stop}, give a range of these"
+            f"{labelled.start}:{labelled.stop} of {of}; give a range of these"
         )
 
 

@@ -78,6 +78,11 @@ class Truth:
             [self._plane(Box((one, *box.origin_vx[1:]), (1, *box.size_vx[1:]))) for one in z]
         )
 
+    def told(self, raw: Volume) -> str:
+        """What is labelled, and by what, in words."""
+        sources = dict.fromkeys(layer.volume.source for layer in self.layers)
+        return f"{raw.source}, labelled by {', '.join(sources)}"
+
     def slices(self) -> range:
         """The slices that every label volume covers."""
         covered = [layer.covered for layer in self.layers]
@@ -189,10 +194,10 @@ def _borders(layer: PlacedVolume, box: Box) -> np.ndarray:
 
 
 def choose_slices(
-    option: str, wanted: tuple[int, int], truth: Truth, protocol: Protocol
+    option: str, wanted: tuple[int, int], raw: Volume, truth: Truth, protocol: Protocol
 ) -> list[int]:
     """Slices of a range [first, end), evenly spread, all with labels."""
-    check_range(option, wanted, truth.slices())
+    check_range(option, wanted, truth.slices(), truth.told(raw))
     first, end = wanted
     count = min(protocol.slices, end - first)
     return sorted({int(z) for z in np.linspace(first, end - 1, count).round()})

@@ -126,8 +126,10 @@ def _volume(volume: Volume) -> dict[str, Any]:
     size_vx = (1, min(volume.shape[1], side), min(volume.shape[2], side))
     z, y, x = ((n - s) // 2 for n, s in zip(volume.shape, size_vx, strict=True))
     voxels = volume.read_channels(Box((z, y, x), size_vx))
+    with np.errstate(invalid="ignore"):  # of NaN and infinite voxels
+        mean = np.divide(voxels, voxels.size, dtype=np.float64).sum()  # a sum could be too large
     found["values in the middle"] = (
-        f"{voxels.min()} to {voxels.max()}, mean {voxels.mean():.1f}, "
+        f"{voxels.min()} to {voxels.max()}, mean {mean:.1f}, "
         f"{len(np.unique(voxels))} different, in slice {z}"
     )
     return found

@@ -157,6 +157,7 @@ def held_out(loader: Loader, split: Split, data: DataConfig, *, seed: int) -> li
         data.cube,
         seed,
         regions=[split.validation[number] for number in kept],
+        sources=[volume.source for volume in volumes],
     )
     size = min(data.batch_size, data.checked_cubes)
     checked = Loader(

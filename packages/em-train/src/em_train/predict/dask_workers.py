@@ -50,7 +50,13 @@ def workers_at(address: str) -> int | None:
     if address.startswith(LOCAL) and rest.isdecimal() and int(rest) > 0:
         return int(rest)
     if scheme in SCHEMES and rest.startswith("//"):
-        distributed.Client(address, set_as_default=False).close()  # somebody must be there
+        try:  # somebody must be there
+            distributed.Client(address, set_as_default=False).close()
+        except (ValueError, OSError) as error:
+            raise ConnectionError(
+                f"--dask is {address!r}, where no scheduler answers ({error}); start one with "
+                "`dask scheduler`, and give the address that it tells"
+            ) from error
         return None
     raise ValueError(f"--dask is {address!r}; wanted local:N with N ≥ 1, or tcp://host:port")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from em_train.predict.crew import write_blocks
 from em_train.predict.dask_workers import workers_at
 from em_train.predict.images import predict_images
 from em_train.predict.plan import Prediction
+
+# Every process lists all blocks, and each leaves a marker on the disk until the store is whole.
+MOST_BLOCKS = 10**7
 
 
 def predict(
@@ -125,6 +129,7 @@ def predict(
         return peak_bytes
 
     check_memory(block_vx)
+    check_count(address, shape, block_vx)
     store = begin_blocks(
         out,
         plan.images,
@@ -144,6 +149,17 @@ def predict(
         make = f"{__name__}:make_blocks"
         job = BlockJob(store=str(out.absolute()), make=make, arguments=arguments)
         return write_blocks(job, store, processes=processes, dask=dask, what="predict")
+
+
+def check_count(address: str, shape: Int3, block_vx: Int3) -> None:
+    """Refuse more blocks than can be counted one by one."""
+    blocks = math.prod(-(-n // b) for n, b in zip(shape, block_vx, strict=True))
+    if blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"{address} of {shape} voxels would be written in {blocks:,} blocks of {block_vx}; wanted "
+            f"{MOST_BLOCKS:,} at most: take larger blocks with --block and --memory-gib, or a part of "
+            "the volume"
+        )
 
 
 def _predict_images(

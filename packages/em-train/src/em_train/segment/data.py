@@ -226,7 +226,8 @@ def split_images(images: Images, data: DataConfig, crop: CubeConfig) -> ImageSpl
 
 def planes_of(region: Region, volume: Volume, crop: CubeConfig) -> list[int]:
     """The slices that crops of a region may have in their middle."""
-    (boxes,) = origins([volume.shape], crop.crop_vx, crop.centre_vx, [region])
+    where = ([volume.shape], crop.crop_vx, crop.centre_vx, [region], [volume.source])
+    (boxes,) = origins(*where)
     first = crop.centre_vx[0]
     return sorted({z + first for b in boxes for z in range(b.origin_vx[0], end_of(b)[0])})
 

@@ -152,7 +152,7 @@ def evaluate(
     data = stored.data if at_nm is None else replace(stored.data, at_nm=at_nm)
     windows_of = windows_of_collection if is_collection(fit[0]) else windows_of_volume
     windows, classes, described = windows_of(run, stored, data, fit, protocol, grey)
-    check_scored(windows, classes)
+    check_scored(windows, classes, described)
     if neck is not None and not instances:
         raise ValueError("--neck parts instances, and none are judged; name them with --instances")
     dividing = {}
@@ -325,7 +325,7 @@ class Dividing:
         self.overlaps.append(overlaps(predicted, truth))
 
 
-def check_scored(windows: Sequence[Window], classes: Classes) -> None:
+def check_scored(windows: Sequence[Window], classes: Classes, described: Mapping[str, Any]) -> None:
     """Say which classes are not there to be found, and refuse slices that have none at all."""
     where, what = some(slices_of(windows)), "images" if are_images(windows) else "slices"
     missing = [
@@ -335,8 +335,9 @@ def check_scored(windows: Sequence[Window], classes: Classes) -> None:
     ]
     if len(missing) == len(classes.names):
         raise ValueError(
-            f"no voxel of class {' or '.join(map(repr, missing))} in the scored {what} ({where}); score "
-            "others" + (" with --score-z" if what == "slices" else "")
+            f"no voxel of class {' or '.join(map(repr, missing))} in the scored {what} ({where}) of "
+            f"{described['data']}, labelled by {', '.join(described['labels'])}; score others"
+            + (" with --score-z" if what == "slices" else "")
         )
     for name in missing:
         say(
