@@ -154,8 +154,9 @@ def test_every_kind_runs(tmp_path, settings):
 
 
 @pytest.mark.parametrize("kind", ["unet", "hrnet"])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, kind):
-    config = small(model={"kind": kind})
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, request, kind):
+    init = str(request.getfixturevalue("restorer")) if kind == "hrnet" else None
+    config = small(model={"kind": kind}, run={"init": init})
     assert start(tmp_path / "whole", config)
 
     improves, seen = recipe.Best.improves, []
@@ -383,10 +384,12 @@ def test_the_command_starts_from_a_restorer(tmp_path, disks, restorer):
     below = [name for name in parameters[0] if not name.startswith("head.")]
     assert len(below) > 20 and parameters[0].keys() == parameters[1].keys()
     assert all(torch.allclose(parameters[0][name], parameters[1][name]) for name in below)
-    # It goes on, also where the run that it began with is gone.
     config = resolve(
         recipe.Config, [configuration.file_layer(tmp_path / "run" / "config.json", "segment")]
     )
+    rehearsed = dict(recipe.rehearse(config, torch.device("cpu"))[0]["network"].named_parameters())
+    assert all(torch.equal(parameters[0][name], rehearsed[name]) for name in below)
+    # It goes on, also where the run that it began with is gone.
     gone = replace(config, run=replace(config.run, init=str(tmp_path / "gone")))
     assert recipe.run(gone, resumed_run(tmp_path / "run", gone, "segment"), resume=True)
     # What was typed must be its network.

@@ -86,7 +86,9 @@ class FrozenRestorer(NamedTuple):
         sampler, grey = PlaceSampler([volume.shape], crop, seed), grey_range(volume)
         step, vectors, size = config.stride, [], (1, 1)
         for number in range(CROPS + TEST_CROPS):
-            image = torch.from_numpy(grey.unit(volume.read(sampler(Key(0, number)).box)))
+            image = torch.from_numpy(
+                grey.unit(volume.read(sampler(Key(0, number)).box), clip=False)
+            )
             found = self.network(image[None].to(self.stored.device))[0].cpu()
             found = found[:, step // 2 :: step, step // 2 :: step]  # (D, y, x)
             size = (found.shape[1], found.shape[2])
