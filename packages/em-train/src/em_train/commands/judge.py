@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -258,8 +258,10 @@ def evaluate(
         if was_given(context, name) and name not in module.OPTIONS
     ]
     refuse_unused(run, unused)
-    own = {"baselines": baselines, "instances": instances or (), "neck": neck}
-    own["target"] = target if target is None else absolute(target)
+    own: dict[str, Any] = {
+        **{"baselines": baselines, "instances": instances or (), "neck": neck},
+        "target": target and absolute(target),
+    }
     protocol = Protocol(
         fit_z=parse_range("--fit-z", fit_z),
         score_z=parse_range("--score-z", score_z),

@@ -106,7 +106,7 @@ def synth(
         asked["size_px"] = [size, size]
     if nm is not None:
         asked["pixel_nm"] = nm
-    layers = [configuration.Layer("options", asked), configuration.set_layer(set_ or [])]
+    layers = [configuration.Layer("what was typed", asked), configuration.set_layer(set_ or [])]
     resolved: Any = configuration.resolve(CONFIGS[kind], layers)
     if show_config:
         print_config(resolved)

@@ -86,7 +86,7 @@ def slices_of(
         chosen = choose(run, volume, grey)
         find, count = of_volume(stored, volume, chosen.range, target), volume.shape[0]
         pixel, told = volume.voxel_size_nm, str(chosen)
-    fit, score = fit_and_score(range(count), protocol.fit_z, protocol.score_z)
+    fit, score = fit_and_score(range(count), protocol.fit_z, protocol.score_z, address)
     make = case_of_pair if target else case_of_copies
     finer = stored.factor if target else 1
     return Slices(
