@@ -99,8 +99,9 @@ def evaluate(
         )
     found = slices_of(stored, run, fit[0], target, protocol, grey)
     say(f"grey    {found.grey}")
-    say(f"        filters are tuned on {listed(found.choose)}; scored are {listed(found.score)}")
     filters = filters_of(stored) if baselines else []
+    tuned = f"filters are tuned on {listed(found.choose)}; " if filters else ""
+    say(f"        {tuned}scored are {listed(found.score)}")
     described = {"data": fit[0], "target": target, "grey": found.grey, "task": data.task}
     return judge(
         restorer(stored),

@@ -58,8 +58,7 @@ class ModelConfig:
     hrnet: HrNetConfig = field(default_factory=HrNetConfig)
     timm_hrnet: TimmHrNetConfig = field(default_factory=TimmHrNetConfig)
     take: Literal["whole", "encoder", "decoder"] = "whole"
-    """What --init takes over from a restore run: the whole network, its encoder or its decoder. The
-    head is new."""
+    """Part of a restore run that --init takes over: whole, encoder or decoder. The head is new."""
     freeze_guide: bool = False
     """Keep the weights of the encoder that --init brought."""
 
