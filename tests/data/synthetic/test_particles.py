@@ -107,6 +107,14 @@ def test_holes_are_of_other_grey_and_without_particles_in_their_middle():
     assert whole.std() < 1e-3
     hole = holed < holed.max() - 0.07
     assert 0.02 < hole.mean() < 0.8
+    config = replace(config, holes=1, coverage=(0.3, 0.3), diameter_nm=(12, 12), shape="spheres")
+    empty = render_particles(replace(config, coverage=(0, 0)), 0).image
+    hole = erosion(empty < empty.max() - 0.07, disk(2))
+    instances = render_particles(config, 0).instances
+    inner = [number for number in within(instances) if (instances == number).sum() > 100]
+    middles = [np.argwhere(instances == number).mean(0).astype(int) for number in inner]
+    assert len(middles) > 20 and not any(hole[tuple(middle)] for middle in middles)
+    assert hole[instances > 0].any()  # their rims may lie over a hole
 
 
 @pytest.mark.parametrize(
