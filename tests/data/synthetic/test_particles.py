@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from em_data.synthetic import ParticlesConfig, render_particles
+from em_data.synthetic.outlines import draw_outline, reach_px
 from skimage.measure import label
 from skimage.morphology import dilation, disk, erosion
 
@@ -54,6 +55,7 @@ def test_truth_fits_the_picture(look, shape):
     config = replace(SMALL, look=look, shape=shape, texture=0.01, uneven=0.01, holes=0)
     found = render_particles(config, 0)
     film = erosion(found.instances == 0, disk(4))
+    film[:4] = film[-4:] = film[:, :4] = film[:, -4:] = False  # particles may lie just beyond
     grey, spread = np.median(found.image[film]), found.image[film].std()
     sign = -1 if look == "tem" else 1
     for number in within(found.instances):
@@ -139,3 +141,12 @@ def test_wrong_settings_are_refused(wrong, words):
 def test_a_wrong_index_is_refused():
     with pytest.raises(ValueError, match="count from 0"):
         render_particles(SMALL, -1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_outline_lies_within_its_box_and_the_margin_of_images(shape):
+    for number in range(100):
+        depth = draw_outline(shape, 100, 0.15, seed=0, index=number, number=number).depth
+        rim = np.concatenate([depth[0], depth[-1], depth[:, 0], depth[:, -1]])
+        assert rim.max() < -1
+        assert len(depth) <= 2 * reach_px(100, 0.15, shape)
