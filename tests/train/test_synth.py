@@ -156,3 +156,11 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, wor
     code, said = synth(tmp_path / "x", *words)
     assert code != 0 and message in said
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_made_anew(tmp_path):
+    out = tmp_path / "p"
+    write_images("particles", PARTICLES, tmp_path / ".p.unfinished", count=1)
+    write_images("particles", PARTICLES, out, count=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+    assert len(list((out / "images").iterdir())) == 2

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from em_data.synthetic import ParticlesConfig, render_particles
+from em_data.synthetic.outlines import draw_outline, reach_px
 from skimage.measure import label
 from skimage.morphology import dilation, disk, erosion
 
@@ -54,6 +55,7 @@ def test_truth_fits_the_picture(look, shape):
     config = replace(SMALL, look=look, shape=shape, texture=0.01, uneven=0.01, holes=0)
     found = render_particles(config, 0)
     film = erosion(found.instances == 0, disk(4))
+    film[:4] = film[-4:] = film[:, :4] = film[:, -4:] = False  # particles may lie just beyond
     grey, spread = np.median(found.image[film]), found.image[film].std()
     sign = -1 if look == "tem" else 1
     for number in within(found.instances):
@@ -62,13 +64,15 @@ def test_truth_fits_the_picture(look, shape):
     assert abs(found.image[film] - grey).max() < 6 * max(spread, 0.01)
 
 
-def test_the_border_of_the_truth_lies_where_grey_changes_most():
-    config = replace(SMALL, look="sem", shape="spheres", touching=0, holes=0, coverage=(0.2, 0.2))
-    found = render_particles(config, 1)
-    steps = np.hypot(*np.gradient(found.image))
-    inner = (found.instances > 0) & ~erosion(found.instances > 0, disk(1))
-    far = ~dilation(found.instances > 0, disk(3))
-    assert steps[inner].mean() > 5 * steps[far].mean()
+@pytest.mark.parametrize("look", LOOKS)
+def test_grey_beyond_a_threshold_is_what_the_truth_says(look):
+    config = replace(SMALL, look=look, holes=0, texture=0.005, uneven=0, coverage=(0.2, 0.2))
+    for index in range(3):
+        found = render_particles(config, index)
+        truth = found.instances > 0
+        film, inside = np.median(found.image[~truth]), np.median(found.image[truth])
+        seen = (found.image - film) / (inside - film) > 0.35
+        assert (seen & truth).sum() / (seen | truth).sum() > 0.88
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -107,6 +111,14 @@ def test_holes_are_of_other_grey_and_without_particles_in_their_middle():
     assert whole.std() < 1e-3
     hole = holed < holed.max() - 0.07
     assert 0.02 < hole.mean() < 0.8
+    config = replace(config, holes=1, coverage=(0.3, 0.3), diameter_nm=(12, 12), shape="spheres")
+    empty = render_particles(replace(config, coverage=(0, 0)), 0).image
+    hole = erosion(empty < empty.max() - 0.07, disk(2))
+    instances = render_particles(config, 0).instances
+    inner = [number for number in within(instances) if (instances == number).sum() > 100]
+    middles = [np.argwhere(instances == number).mean(0).astype(int) for number in inner]
+    assert len(middles) > 20 and not any(hole[tuple(middle)] for middle in middles)
+    assert hole[instances > 0].any()  # their rims may lie over a hole
 
 
 @pytest.mark.parametrize(
@@ -131,3 +143,12 @@ def test_wrong_settings_are_refused(wrong, words):
 def test_a_wrong_index_is_refused():
     with pytest.raises(ValueError, match="count from 0"):
         render_particles(SMALL, -1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_outline_lies_within_its_box_and_the_margin_of_images(shape):
+    for number in range(100):
+        depth = draw_outline(shape, 100, 0.15, seed=0, index=number, number=number).depth
+        rim = np.concatenate([depth[0], depth[-1], depth[:, 0], depth[:, -1]])
+        assert rim.max() < -1
+        assert len(depth) <= 2 * reach_px(100, 0.15, shape)

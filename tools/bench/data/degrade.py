@@ -34,7 +34,14 @@ from em_data.augment import (
     only,
 )
 from em_data.augment.presets import preset
-from em_data.synthetic import SyntheticConfig, render
+from em_data.synthetic import (
+    LatticeConfig,
+    ParticlesConfig,
+    SyntheticConfig,
+    render,
+    render_lattice,
+    render_particles,
+)
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -149,7 +156,7 @@ def draw(path: Path) -> None:
     ]
     for number, name in enumerate(DEGRADATIONS):
         numbers = range(8 * number, 8 * number + 8)
-        samples = [("", one(tissue, degradation(name), n)) for n in numbers]
+        samples = [("", one(shown_by(name, tissue, n), degradation(name), n)) for n in numbers]
         rows.append((f"{name}: eight samples", samples))
     sheet.save(path, rows, greys=GREYS)
 
@@ -171,6 +178,18 @@ def strongest(config: DegradeConfig) -> DegradeConfig:
 
 def one(tissue: torch.Tensor, config: DegradeConfig, number: int, *, copy: int = 0) -> torch.Tensor:
     return degrade(tissue, [Key(0, number)], config, seed=0, copy=copy)[0, 0]
+
+
+def shown_by(name: str, tissue: torch.Tensor, number: int) -> torch.Tensor:
+    """What a modality looks at: (1, 1, Y, X)."""
+    side = (PANEL_PX, PANEL_PX)
+    if name == "sem-particles":
+        found = render_particles(ParticlesConfig(size_px=side, look="sem"), number).image
+    elif name == "stem-lattice":
+        found = render_lattice(LatticeConfig(size_px=side), number).image
+    else:
+        return tissue
+    return torch.from_numpy(found)[None, None]
 
 
 def tissue_of(voxel_nm: float) -> torch.Tensor:

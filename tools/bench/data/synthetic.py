@@ -1,6 +1,7 @@
 """The synthetic volume in figures: can grey alone tell its classes apart, and how fast is it?
 
     python tools/bench/data/synthetic.py [--quick] [--json PATH] [--picture PNG]
+    python tools/bench/data/synthetic.py --materials PNG    # nothing but particles and lattices
 
 How separability is measured: k-means (K = 50) on grey, as stored and smoothed within slices by a
 Gaussian of 2 voxels, is fitted on one volume. Its codes are compared with the true classes of
@@ -17,14 +18,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from em_data import open_volume
-from em_data.synthetic import CLASSES, SyntheticConfig, render
+from em_data import Key, open_volume
+from em_data.augment import degradation, degrade
+from em_data.synthetic import (
+    CLASSES,
+    LatticeConfig,
+    ParticlesConfig,
+    SyntheticConfig,
+    render,
+    render_lattice,
+    render_particles,
+)
 from em_train.judge.baselines import grey_centres, grey_codes
 from em_train.judge.codes import nmi
 from em_train.look import pictures
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import sheet
 from record import print_table, write
 
 K = 50
@@ -32,6 +43,7 @@ LIMIT = 0.15
 PUBLISHED = 0.107  # for k-means on smoothed grey of the reference volume
 SMOOTHING_VX = {"smoothed grey": 2.0, "grey": 0.0}
 BORDER_VX = 40
+MATERIALS, MATERIAL_PX = 7, 150
 
 Row = dict[str, str | float]
 
@@ -41,8 +53,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two seeds instead of eight")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures here")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="also draw a volume here")
+    parser.add_argument("--materials", type=Path, metavar="PNG", help="only draw materials here")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.materials:
+        draw_materials(options.materials)
+        return
 
     rows = measure(2 if options.quick else 8)
     add_reference(rows)
@@ -140,6 +156,34 @@ def draw(config: SyntheticConfig, path: Path) -> None:
         ("xz", block.raw[stretched, y]),
     ]
     pictures.save_row(panels, path)
+
+
+def draw_materials(path: Path) -> None:
+    """Particles and lattices, their truth below, and what a worse scan shows of them."""
+    size = (MATERIAL_PX, MATERIAL_PX)
+    kinds = {
+        "particles on support films": (render_particles, ParticlesConfig(size_px=size, seed=381)),
+        "atomic lattices": (render_lattice, LatticeConfig(size_px=size, seed=189)),
+    }
+    rows: list[tuple[str, list[sheet.Panel]]] = []
+    for (title, (render_one, config)), damage in zip(
+        kinds.items(), ("sem-particles", "stem-lattice"), strict=True
+    ):
+        found = [render_one(config, index) for index in range(MATERIALS)]
+        clean = [torch.from_numpy(one.image) for one in found]
+        truth = [shaded(one.columns if "atomic" in title else one.instances) for one in found]
+        keys = [Key(0, index) for index in range(MATERIALS)]
+        worse = degrade(torch.stack(clean)[:, None], keys, degradation(damage), seed=0)[:, 0]
+        rows.append((title, [("", one) for one in clean]))
+        rows.append(("their numbers", [("", one) for one in truth]))
+        rows.append((f"damaged by {damage}", [("", one) for one in worse]))
+    sheet.save(path, rows, greys=24)
+
+
+def shaded(numbers: np.ndarray) -> torch.Tensor:
+    """Different greys for neighbouring numbers, black for 0."""
+    grey = 0.35 + 0.65 * (numbers * 0.618 % 1)
+    return torch.from_numpy(np.where(numbers > 0, grey, 0))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import dataclasses
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ class Sample(NamedTuple):
 
     image: np.ndarray  # (Y, X) float32 in [0, 1]
     instances: np.ndarray  # (Y, X) uint16
-    positions: list[tuple[Any, ...]] | None = None  # rows of the table, without the image's name
+    positions: Sequence[tuple[Any, ...]] = ()  # rows of the table, without the image's name
 
 
 def write_images(
@@ -99,8 +100,9 @@ def write_images(
     weak = degradation(damage) if damage else None
     check_apart(out)
     begun = out.with_name(f".{out.name}.unfinished")
-    for place in (out, begun):
-        check_replaceable(place, NOTE, "folder of synthetic images", overwrite=overwrite)
+    check_replaceable(out, NOTE, "folder of synthetic images", overwrite=overwrite)
+    # What was left by a process that was killed is of no use.
+    check_replaceable(begun, NOTE, "folder of synthetic images", overwrite=True)
     shutil.rmtree(begun, ignore_errors=True)
     draw = {"particles": _particles, "lattice": _lattice}[kind]
     folders = ["images", "instances", *["damaged"] * bool(weak)]
@@ -131,12 +133,17 @@ def _write_all(
     weak: DegradeConfig | None,
     seed: int,
 ) -> None:
-    """Write all images; the table when the last one is there."""
+    """Write all images, and the rows of each."""
     for name in folders:
         (folder / name).mkdir()
-    rows: list[tuple[Any, ...]] = []
     digits = max(4, len(str(count - 1)))
-    with meter("synth", count) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(meter("synth", count))
+        table = None
+        if kind == "lattice":
+            file = stack.enter_context((folder / "positions.csv").open("w", newline=""))
+            table = csv.writer(file)
+            table.writerow(COLUMNS)
         for index in range(count):
             name, sample = f"{kind}-{index:0{digits}d}", draw(index)
             pictures = {"images": _bytes(sample.image), "instances": sample.instances}
@@ -146,11 +153,9 @@ def _write_all(
                 pictures["damaged"] = _bytes(worse.numpy())
             for part, pixels in pictures.items():
                 Image.fromarray(pixels).save(folder / part / f"{name}.png")
-            rows += [(name, *row) for row in sample.positions or ()]
+            if table:
+                table.writerows((name, *row) for row in sample.positions)
             bar.update(index + 1, name)
-    if kind == "lattice":
-        with (folder / "positions.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def _particles(config: Any, index: int) -> Sample:

@@ -16,7 +16,7 @@ Shape = Literal["spheres", "facets", "rods"]
 MOST_SPREAD = 2.5  # deviations of the logarithm of diameters at most
 ASPECT = (2.0, 5.0)  # length of a rod over its width
 ROUND = 14.0  # sharpness of the corners of facetted particles
-CORNER = 1.5  # distance of the farthest corner, over the radius of the disc of the same area
+CORNER = 1.7  # distance of the farthest corner, over the radius of the disc of the same area
 RIM_PX = 4  # around a particle in its box
 
 

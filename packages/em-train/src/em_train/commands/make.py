@@ -65,7 +65,7 @@ def synth(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=SEED_LIMIT, help="Another seed, another piece of tissue."),
+        typer.Option(min=0, max=SEED_LIMIT, help="Another seed, other tissue or other pictures."),
     ] = 0,
     set_: Annotated[
         list[str] | None,
