@@ -10,6 +10,7 @@ from doors.addresses import ADDRESSES
 from doors.arena import Z, learn, settings, typed
 from doors.door import Door
 from doors.file_volumes import HDF5, N5, NPY, PRECOMPUTED
+from doors.image_folders import IMAGES
 from doors.options import OPTIONS
 from doors.picture_volumes import SLICES, TIFF
 from doors.run_cases import of_runs
@@ -17,7 +18,7 @@ from doors.trial import Case, Expected
 from doors.zarr_volumes import OME, ZARR
 
 VOLUMES: Sequence[Door] = (
-    *(*ZARR, *OME, *NPY, *HDF5, *TIFF, *SLICES, *PRECOMPUTED, *N5, *ADDRESSES),
+    *(*ZARR, *OME, *NPY, *HDF5, *TIFF, *SLICES, *PRECOMPUTED, *N5, *IMAGES, *ADDRESSES),
 )
 OUT = "here/out.zarr/zarr.json"
 

@@ -252,7 +252,7 @@ def of_learning() -> Iterator[Option]:
         yield from values(recipe, arguments, "--slurm", ("", "x"))
         yield from values(
             recipe,
-            (*arguments, "--slurm=print"),
+            (*arguments, "--slurm=print", "--processes=2"),
             "--sbatch",
             ("a\nrm -rf /", "--time=1\x00"),
             ("x",),
