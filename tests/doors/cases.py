@@ -123,7 +123,7 @@ USES = (
 # What stands for an address that is empty, or that its format writes another way.
 OPTION = ("@door", "--data", "--labels", "VOLUME", "data.volumes")
 NAMED = {"word": (*OPTION, "nowhere", "@out"), "server": (*OPTION, "127.0.0.1", "http", "s3", "gs")}
-# Groups of which the sound ones state the voxel size that labels are placed by.
+# Groups of which the sound ones state the voxel size that labels and targets are placed by.
 SIZED = ("ome", "name", "precomputed")
 
 
@@ -135,7 +135,8 @@ def expected(door: Door, use: Use) -> Expected:
         return "refused" if use.reads else "either"
     if door.kind == "odd" or use.labels:  # a sound volume need not be labels
         return "either"
-    if "@classes" in " ".join(use.arguments) and door.group not in SIZED:
+    placed = "@classes" in " ".join(use.arguments) or "--target=@door" in use.arguments
+    if placed and door.group not in SIZED:
         return "either"
     return "fine"
 
