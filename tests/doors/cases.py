@@ -10,6 +10,7 @@ from doors.addresses import ADDRESSES
 from doors.arena import Z, learn, settings, typed
 from doors.door import Door
 from doors.file_volumes import HDF5, N5, NPY, PRECOMPUTED
+from doors.image_folders import IMAGES
 from doors.options import OPTIONS
 from doors.picture_volumes import SLICES, TIFF
 from doors.run_cases import of_runs
@@ -17,7 +18,7 @@ from doors.trial import Case, Expected
 from doors.zarr_volumes import OME, ZARR
 
 VOLUMES: Sequence[Door] = (
-    *(*ZARR, *OME, *NPY, *HDF5, *TIFF, *SLICES, *PRECOMPUTED, *N5, *ADDRESSES),
+    *(*ZARR, *OME, *NPY, *HDF5, *TIFF, *SLICES, *PRECOMPUTED, *N5, *IMAGES, *ADDRESSES),
 )
 OUT = "here/out.zarr/zarr.json"
 
@@ -122,7 +123,7 @@ USES = (
 # What stands for an address that is empty, or that its format writes another way.
 OPTION = ("@door", "--data", "--labels", "VOLUME", "data.volumes")
 NAMED = {"word": (*OPTION, "nowhere", "@out"), "server": (*OPTION, "127.0.0.1", "http", "s3", "gs")}
-# Groups of which the sound ones state the voxel size that labels are placed by.
+# Groups of which the sound ones state the voxel size that labels and targets are placed by.
 SIZED = ("ome", "name", "precomputed")
 
 
@@ -134,7 +135,8 @@ def expected(door: Door, use: Use) -> Expected:
         return "refused" if use.reads else "either"
     if door.kind == "odd" or use.labels:  # a sound volume need not be labels
         return "either"
-    if "@classes" in " ".join(use.arguments) and door.group not in SIZED:
+    placed = "@classes" in " ".join(use.arguments) or "--target=@door" in use.arguments
+    if placed and door.group not in SIZED:
         return "either"
     return "fine"
 

@@ -89,6 +89,7 @@ def test_unreadable_images_are_named_and_skipped_where_the_user_says_so(folder):
     [
         ("?unreadable=leave", "unreadable is 'leave'; wanted skip"),
         ("?least_px=big", "least_px is 'big'; wanted a number"),
+        ("?least_px=²", "least_px is '²'; wanted a number"),
         ("?least_px=99", "all of 3 images are smaller; lower least_px"),
         ("?take=2", "take is '2'; wanted a range A:B"),
         ("?take=1:9", "take is 1:9, and there are 3 images; end at 3"),

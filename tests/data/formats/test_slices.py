@@ -1,3 +1,6 @@
+import math
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -63,6 +66,12 @@ def test_voxel_sizes_of_imagej_and_ome(tmp_path, voxels):
     path = tmp_path / "imagej.tif"
     tifffile.imwrite(path, data, imagej=True, resolution=(1 / 0.004, 1 / 0.005), metadata=NM)
     assert open_volume(path).voxel_size_nm == pytest.approx((40, 5, 4))
+    damaged = NM | {"spacing": math.nan}
+    tifffile.imwrite(path, data, imagej=True, resolution=(250, 250), metadata=damaged)
+    with pytest.raises(
+        VolumeFormatError, match=rf"^{re.escape(str(path))}: the voxel size is given as"
+    ):
+        open_volume(path)
     pixels = NM | {"unit": "pixel"}
     tifffile.imwrite(path, data, imagej=True, resolution=(250, 250), metadata=pixels)
     assert open_volume(path).voxel_size_nm is None

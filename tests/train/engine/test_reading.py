@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from em_data import (
+    BudgetError,
     CubeConfig,
     NotFiniteError,
     VolumeFormatError,
@@ -98,6 +99,12 @@ def test_numbers_that_no_machine_has_are_refused(monkeypatch):
         check_batch(64**3, Batches(1_000_000))
     monkeypatch.setattr(reading, "machine_bytes", lambda: None)
     check_batch(64**3, Batches(1_000_000))
+
+
+def test_memory_for_no_blocks_is_refused_by_its_key():
+    volume = volume_of(np.zeros(SHAPE, np.uint8))
+    with pytest.raises(BudgetError, match=r"^data\.memory_gib is 1e-09: .* give at least"):
+        load([volume], CubeConfig(size_vx=(4, 32, 32)), DataConfig(memory_gib=1e-9), seed=0)
 
 
 def test_gaps_between_slices_are_closed_if_the_run_asks_for_it(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from em_data import Box, new_store, open_volume
-from em_data.errors import VolumeNotFoundError
+from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_train.cli import app
 from em_train.commands.options import absolute, absolute_labels
 from em_train.judge.labels import names_of, parse
@@ -158,6 +158,11 @@ def test_what_is_not_there_is_named_with_what_is(folder):
     for read in (judged, trained):
         with pytest.raises(VolumeNotFoundError, match=r"^--labels mito: .*raw\.zarr: own$"):
             read(raw, ["mito"])
+
+    Path("empty").mkdir()
+    for read in (judged, trained):
+        with pytest.raises(VolumeFormatError, match="^--labels mito=empty: empty is a folder, but"):
+            read(raw, ["mito=empty"])
     np.save("float.npy", np.zeros(SHAPE, np.float32))
     for read in (judged, trained):
         with pytest.raises(ValueError, match="float32; wanted integer"):

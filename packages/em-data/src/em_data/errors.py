@@ -35,6 +35,10 @@ class BoxError(ValueError):
     """A box of voxels does not lie inside its volume. Raised by readers, writers and samplers."""
 
 
+class BudgetError(BoxError):
+    """A budget of memory holds no blocks for the crops that are asked for. Raised by `choose_sampler`."""
+
+
 class StoreExistsError(FileExistsError):
     """The place to write to is taken. Raised before the first byte is written."""
 

@@ -9,6 +9,7 @@ than a few volumes do.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from em_data.geometry import Box, Float3, int3
 from em_data.volume import Collection, Nan, Volume
 
 SCHEME = "images:"
+NUMBER = re.compile("[0-9]{1,18}")  # in an address
 NAMED = 5  # files in a line at most
 TOGETHER = 512  # headers that one thread reads before it takes the next ones
 THREADS = 8  # that read headers: more than cores, since they wait for the disk
@@ -155,7 +157,7 @@ def open_images(address: str) -> Images:
     skip, least = options.get("unreadable"), options.get("least_px", "1")
     if skip not in (None, "skip"):
         raise VolumeFormatError(f"{address}: unreadable is {skip!r}; wanted skip, or nothing")
-    if not least.isdigit() or int(least) < 1:
+    if not (NUMBER.fullmatch(least) and int(least)):
         raise VolumeFormatError(f"{address}: least_px is {least!r}; wanted a number of pixels ≥ 1")
     found, unreadable = read_headers(address, folder, list_names(address, folder), skip == "skip")
     notes = []
@@ -190,7 +192,8 @@ def open_images(address: str) -> Images:
 def _taken(address: str, text: str, count: int) -> np.ndarray:
     """The numbers that `take` names."""
     first, colon, end = text.partition(":")
-    if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+    wanted = colon and NUMBER.fullmatch(first) and NUMBER.fullmatch(end)
+    if not (wanted and int(first) < int(end)):
         raise VolumeFormatError(f"{address}: take is {text!r}; wanted a range A:B such as 0:100")
     if int(end) > count:
         raise VolumeFormatError(

@@ -46,7 +46,7 @@ def open_tiff(path: Path, wanted: Wanted) -> Volume:
         axes = series.axes.lower().replace("i", "z").replace("q", "z").replace("s", "c")
         if series.shape == series.keyframe.shape:
             axes = f"z{axes}"  # one page is one slice
-        size = _imagej_size(file.get()) or _ome_size(str(path), file.get())
+        size = _imagej_size(str(path), file.get()) or _ome_size(str(path), file.get())
         array = _tiff_array(path, file, series)
     except (VolumeFormatError, ExtraMissingError):
         raise
@@ -198,7 +198,7 @@ class TiffPages:
         ]
 
 
-def _imagej_size(file: Any) -> Float3 | None:
+def _imagej_size(source: str, file: Any) -> Float3 | None:
     """ImageJ states the distance of slices and the unit in its description, the rest in tags."""
     stated: Mapping[str, Any] = file.imagej_metadata or {}
     tags = file.pages[0].tags
@@ -212,7 +212,7 @@ def _imagej_size(file: Any) -> Float3 | None:
     if 0 in (*y, *x):
         return None
     size = (stated["spacing"], y[1] / y[0], x[1] / x[0])
-    return voxel_size(file.filename, [float(s) * nm for s in size])
+    return voxel_size(source, [float(s) * nm for s in size])
 
 
 def _ome_size(source: str, file: Any) -> Float3 | None:

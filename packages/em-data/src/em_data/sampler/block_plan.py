@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em_data.errors import BoxError
+from em_data.errors import BudgetError
 from em_data.geometry import Box, Float3, Int3, bounds, float3, int3
 from em_data.sampler.crop import CropConfig
 from em_data.sampler.lattice import OVERLAP, lattice
@@ -114,9 +114,9 @@ def plan_blocks(
             )
             found.append((plan, extents))
     if not found:
-        raise BoxError(
-            f"a memory budget of {budget_bytes / 2**20:.0f} MiB holds no block for each of {slots} "
-            f"samples of crop {crop_vx}; give at least {smallest / 2**20:.0f} MiB, or take fewer "
+        raise BudgetError(
+            f"a memory budget of {budget_bytes / 2**20:.3g} MiB holds no block for each of {slots} "
+            f"samples of crop {crop_vx}; give at least {smallest / 2**20:.3g} MiB, or take fewer "
             "samples per batch or smaller crops"
         )
     several = min(SEVERAL, max(plan.positions for plan, _ in found))

@@ -18,6 +18,7 @@ import numpy as np
 from em_data import (
     BlockSampler,
     Box,
+    BudgetError,
     GreyRange,
     Images,
     Key,
@@ -217,15 +218,18 @@ def load(
         drawn: more of `em_data.choose_sampler`, such as the regions that samples lie in.
     """
     check_batch(math.prod(crop.crop_vx), config)
-    sampler = choose_sampler(
-        volumes,
-        crop,
-        seed=seed,
-        samples_per_epoch=config.samples_per_epoch,
-        slots=config.batch_size,
-        budget_bytes=budget_of(config),
-        **drawn,
-    )
+    try:
+        sampler = choose_sampler(
+            volumes,
+            crop,
+            seed=seed,
+            samples_per_epoch=config.samples_per_epoch,
+            slots=config.batch_size,
+            budget_bytes=budget_of(config),
+            **drawn,
+        )
+    except BudgetError as error:
+        raise BudgetError(f"data.memory_gib is {config.memory_gib:g}: {error}") from None
     return Loader(
         volumes,
         sampler,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from em_data import Box, Volume, open_volume
-from em_data.errors import VolumeNotFoundError
+from em_data.errors import VolumeFormatError, VolumeNotFoundError
 from em_data.formats.images import SCHEME as IMAGES
 from em_data.formats.legend import read_legend
 from em_data.formats.options import split_options
@@ -140,6 +140,8 @@ def open_label(option: Specification, beside: Volume, *, at_nm: Float3 | None = 
             raise VolumeNotFoundError(
                 f"--labels {option.typed}: {error}; label images stored with {beside.source}: {known}"
             ) from None
+        except VolumeFormatError as error:
+            raise VolumeFormatError(f"--labels {option.typed}: {error}") from None
     if volume.dtype.kind not in "bui":
         raise ValueError(f"{volume.source} holds {volume.dtype}; wanted integer labels")
     return volume

@@ -207,7 +207,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False) -> bool:
             "the error of the held-out crops was never finite; look at the values of their voxels, or "
             "start again with a lower optim.lr"
         )
-    state = checkpoint.read(kept.resolve())
+    state = checkpoint.read(kept)
     average.load_state_dict(state["average"])
     require_finite(averaged, [])  # the best step, whatever came after it
     save(averaged["network"], folder.weights / "network")
