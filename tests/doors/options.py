@@ -188,6 +188,22 @@ def of_commands() -> Iterator[Option]:
         "predict", out, "--dask", ("local:", "local:0", "local:-1", "local:x", "nowhere", "tcp://")
     )
     yield from values("predict", out, "--data", ("", "nowhere.zarr"))
+    parted = (*out, "--output=instances", "--instances=one")
+    yield from values("predict", parted, "--neck", ("nan", "-1", "text", ""), ("0", "inf", "1e300"))
+    yield from values("predict", parted, "--least-px", (*whole[:3], "0", "-1"), ("9" * 30,))
+    subjects = ("three", "between:three", "between:", "")
+    yield from values("predict", (*out, "--output=instances"), "--instances", subjects)
+    restored = ("predict", "@run_restore", "--data=@good", "--out", "out.zarr")
+    yield from values(
+        "predict", restored, "--strength", ("nan", "-1", "2", "text", ""), ("0", "1e-300")
+    )
+    yield Option(
+        "predict",
+        "--uncertainty of segment",
+        (*out, "--uncertainty"),
+        "refused",
+        ("--uncertainty",),
+    )
     yield Option("predict", "--resume of nothing", (*out, "--resume"), "either", ("out.zarr",))
     yield from values("evaluate", EVALUATE, "--fit-z", RANGES[:-2], RANGES[-2:])
     yield from values("evaluate", EVALUATE, "--score-z", RANGES[:-2], RANGES[-2:])

@@ -173,7 +173,7 @@ def test_what_cannot_be_predicted_is_refused(of_images, draw_particles, tmp_path
     own = draw_particles(tmp_path / "own", sizes=[(40, 40)] * 2)
     images, out = own / "images", tmp_path / "out"
     for more, message in (
-        (("--processes", "2"), "leave --processes, --dask and --block out"),
+        (("--processes", "2"), "^images:.* leave --processes, --dask and --block out"),
         (("--neck", "0.5"), "--neck would change nothing without --output instances"),
         (("--least-px", "5"), "--least-px would change nothing without --output instances"),
         (("--output", "instances", "--instances", "dust"), "names the class 'dust'"),

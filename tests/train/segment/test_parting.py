@@ -61,6 +61,10 @@ def test_subjects_and_necks():
     assert parting_of(None, 0.5, ("particles",)) == Parting(subject=Subject(0, False), neck=0.5)
     with pytest.raises(ValueError, match="say whose instances are wanted, with --instances parti"):
         parting_of(None, 0.75, names)
+    with pytest.raises(
+        ValueError, match="--instances= names the class ''; wanted one of particles"
+    ):
+        parting_of("", 0.5, ("particles",))
     for neck in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"--neck is .*; wanted a share from 0"):
             parting_of("particles", neck, names)

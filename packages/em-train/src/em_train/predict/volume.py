@@ -76,8 +76,8 @@ def predict(
     if is_collection(address):
         if processes or dask or block_vx:
             raise ValueError(
-                "images are predicted one after another in this process; leave --processes, --dask and "
-                "--block out"
+                f"{address} is a collection, whose images are predicted one after another in this "
+                "process; leave --processes, --dask and --block out"
             )
         asked = {"outputs": [*outputs], "tta": tta, "grey": grey, **(more or {})}
         return _predict_images(module, run, address, out, asked, resume=resume, overwrite=overwrite)

@@ -34,7 +34,7 @@ class Subject(NamedTuple):
         name = text.removeprefix(BETWEEN)
         if name not in names:
             raise ValueError(
-                f"--instances {text} names the class {name!r}; wanted one of {', '.join(names)}, or "
+                f"--instances={text} names the class {name!r}; wanted one of {', '.join(names)}, or "
                 f"{BETWEEN} and one of them"
             )
         return cls(list(names).index(name), name != text)

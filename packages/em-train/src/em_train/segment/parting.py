@@ -72,7 +72,9 @@ def parting_of(
             f"the run knows {', '.join(names)}; say whose instances are wanted, with --instances "
             f"{names[0]} or --instances {BETWEEN}{names[0]}"
         )
-    subject = Subject.of(text or (own[0] if own else BETWEEN + names[0]), names)
+    if text is None:
+        text = own[0] if own else BETWEEN + names[0]
+    subject = Subject.of(text, names)
     used = neck is None and not subject.between and names[subject.channel] not in borders
     return Parting(
         subject=subject,
