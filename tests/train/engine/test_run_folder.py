@@ -150,6 +150,17 @@ def test_data_named_again_must_be_those_of_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_no_line_is_added_to_a_file_outside(tmp_path, name):
+    new_run(tmp_path / "a", Tree(), "cmd")
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    (tmp_path / "a" / name).symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"{name} leads out of the run; put a copy"):
+        resumed_run(tmp_path / "a", Tree(), "cmd")
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
 def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name):
     new_run(tmp_path / "a", Tree(), "cmd")
     os.mkfifo(tmp_path / "a" / name)

@@ -241,7 +241,7 @@ def test_it_starts_from_the_same_network_of_a_restore_run_alone(tmp_path, discs)
     patch = "data.patch_vx=32"
     said = told(init, patch, "model.kind=hrnet")
     assert "first holds a network of kind unet, and model.kind is hrnet" in said
-    assert "channels: (8, 12) ≠ (24, 48, 96)" in told(init, patch)
+    assert "channels: (8, 12) ≠ (16, 32, 64, 128)" in told(init, patch)
     said = told(init, patch, "model.unet.channels=[8,12]", "data.slices=3")
     assert "slices: 1 ≠ 3" in said and "channels" not in said
     assert "no checkpoint in" in told(init, patch, "model.unet.channels=[8,12]")

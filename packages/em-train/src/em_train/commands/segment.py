@@ -69,7 +69,8 @@ def train(
         beside = data["volumes"] if given.data else known_volumes(entry, given, layers)
         data["labels"] = absolute_labels(labels, beside)
     if val_z:
-        data["split"] = {"z": parse_range("--val-z", val_z)}
+        held = {"split": {"z": parse_range("--val-z", val_z)}}
+        layers.append(Layer("--val-z", {"data": held}))
     if val_images:
         data["held_images"] = parse_held(val_images)
     counts = slice_counts(slices)

@@ -47,7 +47,8 @@ OWN = re.compile(r"\.lock|\.config\.json\.(\d+\.)?tmp")
 STEP = re.compile(r"step-(\d{1,15})\.png")
 # What may differ when a run is resumed: nothing that changes its result. That the data are the same
 # is checked by the recipe, wherever they lie now.
-OPTIONS = ("--data", "options")  # layers of what was typed as --data and --labels
+OPTIONS = ("--data", "options")  # layers of what was typed as these
+TYPED = {"volumes": "--data", "labels": "--labels", "target": "--target"}
 NAMED = 5  # damaged lines that a message names
 FREE_KEYS = ("run.", "data.threads", "data.volumes")
 
@@ -136,10 +137,9 @@ def check_own(path: Path, layers: Sequence[configuration.Layer]) -> None:
     own = layers[0].values.get("data", {})
     for layer in layers[1:]:
         given = layer.values.get("data", {}) if layer.origin in OPTIONS else {}
-        for key in ("volumes", "labels"):
+        for key, option in TYPED.items():
             wanted = [*map(str, own.get(key) or ())]
             if key in given and not _are_same(given[key], wanted):
-                option = "--data" if key == "volumes" else "--labels"
                 moved = "; volumes that were moved are named with --set data.volumes=…"
                 raise RunFolderError(
                     f"{path} was started with {option} {' '.join(wanted)}, not {' '.join(given[key])}; "
@@ -193,6 +193,10 @@ def resumed_run(path: Path, config: Any, command: str) -> RunFolder:
         if os.path.lexists(path / name) and not (path / name).is_file():
             raise StoredFileError(
                 f"{path / name} is no plain file; remove it, or put back a copy of it"
+            )
+        if stored.leads_out(path, path / name):  # lines would be added to somebody else's file
+            raise StoredFileError(
+                f"{path / name} leads out of the run; put a copy of the file in its place"
             )
     if folder.rows() and not any(folder.checkpoints.glob("step-*.pt")):
         raise RunFolderError(
