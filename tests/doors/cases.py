@@ -82,6 +82,16 @@ USES = (
         writes=(OUT,),
     ),
     Use("predict mae", typed("predict @run_mae --data=@door --out out.zarr"), writes=(OUT,)),
+    Use(
+        "evaluate restore",
+        typed(f"evaluate @run_restore {FROZEN} --picture picture.png --data=@door"),
+        writes=SCORES,
+    ),
+    Use(
+        "evaluate restore --target",
+        typed(f"evaluate @run_restore {FROZEN} --picture picture.png --data=@good --target=@door"),
+        writes=SCORES,
+    ),
     Use("evaluate dense-ssl", typed(f"{DENSE} --data=@door --labels=@classes"), writes=SCORES),
     Use(
         "evaluate --labels",

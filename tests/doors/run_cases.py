@@ -111,6 +111,12 @@ RUN_USES: dict[str, tuple[RunUse, ...]] = {
         RunUse("report", typed("report @in/run"), TOLD, REPORT),
         RunUse("predict", typed(PREDICT), f"{NETWORK} restoration.json"),
         RunUse(
+            "evaluate",
+            typed(f"{EVALUATE} --fit-z 0:4 --score-z 6:8 --no-baselines"),
+            f"{NETWORK} restoration.json",
+            EVALUATION,
+        ),
+        RunUse(
             "resume",
             typed("restore --resume --out @in/run"),
             f"{STATE} {NETWORK} {TOLD} scores.json restoration.json",

@@ -94,15 +94,19 @@ def test_chunks_and_volumes_without_voxels_are_refused(tmp_path, voxels, write_i
 
 
 def test_what_is_declared_is_not_allocated(tmp_path):
-    """A file of a few bytes may say that it holds 10^15 voxels along every axis."""
+    """A file of a few bytes may say that it holds 10^18 voxels; more are refused."""
     zarr.create_array(tmp_path / "a.zarr", shape=(8, 8, 8), dtype="u1")
     described = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
-    described["shape"] = [10**15] * 3
+    described["shape"] = [10**6] * 3
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(described))
     volume = open_volume(tmp_path / "a.zarr", voxel_size_nm=(8, 8, 8))
     grey_range(volume)
-    labels = place_labels(volume, {"a": volume}).read(Box((10**14,) * 3, (2, 3, 4)))
+    labels = place_labels(volume, {"a": volume}).read(Box((10**5,) * 3, (2, 3, 4)))
     assert labels.shape == (1, 2, 3, 4)
+    described["shape"] = [10**7] * 3
+    (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(described))
+    with pytest.raises(VolumeFormatError, match="no more voxels than a disk can hold"):
+        open_volume(tmp_path / "a.zarr", voxel_size_nm=(8, 8, 8))
 
 
 @pytest.mark.parametrize("value", [None, 3, "a", {}, [], [1], [[]], [None, 2, 3], ["x", "y", "z"]])

@@ -57,6 +57,9 @@ OTHERS = {
             "volumes": ["synthetic:shape=10x80x80,seed=1"],
             "batch_size": 4,
             "patch_vx": 32,
+            # Asks for some pixels only; damage is fp32 whatever is asked.
+            "task": "denoise",
+            "learn_from": "noise",
         },
         "model": {"unet": {"channels": [4, 6, 8]}},
     },
@@ -82,7 +85,7 @@ def computed_in(kind):
     keep = torch.Tensor.float, Batch.image
     if kind == torch.float64:
         torch.Tensor.float = lambda tensor: tensor.double()
-        Batch.image = lambda batch: keep[1](batch).double()
+        Batch.image = lambda batch, **how: keep[1](batch, **how).double()
     try:
         yield
     finally:
@@ -137,7 +140,11 @@ def gradients_of_recipe(name, settings, kind):
         if parameter.requires_grad:
             wide = parameter.dim() > 1
             nn.init.normal_(parameter, 1 - wide, parameter[0].numel() ** -0.5 if wide else 0.1)
-    measure = distributed.parallel(loss, networks.to(kind))
+    for network in networks.to(kind).children():  # augmentation and damage are fp32 whatever is asked
+        network.register_forward_pre_hook(
+            lambda _, given: tuple(o.to(kind) if isinstance(o, torch.Tensor) else o for o in given)
+        )
+    measure = distributed.parallel(loss, networks)
     batch = next(iter(loader.batches(0, 1)))
     with computed_in(kind):
         measure(batch).backward()

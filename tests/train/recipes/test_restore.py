@@ -121,6 +121,23 @@ def test_a_target_and_a_neighbour_are_learned_from(tmp_path, discs):
     assert start(tmp_path / "other", small(volumes=discs / "one.zarr", data=neighbours))
 
 
+def test_where_a_target_is_turns_with_it(tmp_path, discs):
+    """A target of a part of the volume: outside of it nothing is asked for."""
+    part = np.random.default_rng(1).integers(1, 255, (12, 96, 40)).astype(np.uint8)
+    write(tmp_path / "part.zarr", part)
+    pairs = {"target": [str(tmp_path / "part.zarr")], "learn_from": "target"}
+    config = small(volumes=discs / "one.zarr", data=pairs | {"batch_size": 16})
+    loader = recipe.rehearse(config, torch.device("cpu")).loader
+    partly = 0
+    for batch in loader.batches(0, 3):
+        pair = recipe.pair_of(batch, config)
+        low = batch.in_range(torch.zeros_like(batch.labels[:, 0])).expand_as(pair.truth)
+        torch.testing.assert_close(pair.truth[~pair.where], low[~pair.where])  # a 0 is read there
+        assert (pair.truth != low)[pair.where].all()
+        partly += int((~pair.where).any())
+    assert partly
+
+
 def test_slices_are_shown_as_channels(tmp_path, discs):
     assert start(tmp_path / "run", small(volumes=discs / "clean.zarr", data={"slices": 3}))
     assert em_models.load(tmp_path / "run" / "weights" / "network").config.slices == 3

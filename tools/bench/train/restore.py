@@ -65,7 +65,7 @@ def arms() -> Iterator[Arm]:
     for damage in DAMAGES:
         yield Arm(damage, "L1", {})
     # Weights of the adversary beside a Charbonnier error of 1.
-    for weight in (0.003, 0.01):
+    for weight in (0.01, 0.1):
         yield Arm("rows", f"L1 + adversary × {weight}", {"loss": {"adversary": weight}})
     for how in ("neighbour", "median"):
         blind = {"learn_from": "noise", "blind_spot": {"replacement": how}}

@@ -144,7 +144,7 @@ def render_lattice(config: LatticeConfig, index: int) -> LatticeImage:
     """Image `index` of the collection and where its columns are.
 
     >>> one = render_lattice(LatticeConfig(size_px=(64, 64)), 0)
-    >>> one.image.shape, len(one.positions_px) == one.columns.max()
+    >>> one.image.shape, len(one.positions_px) == int(one.columns.max())
     ((64, 64), True)
     """
     check_index(index)

@@ -239,36 +239,45 @@ def check_contrast(volume: Volume) -> None:
 
 def split_data(source: Source, data: DataConfig) -> Parts:
     """What is learned from and what is held out: slices at the end, or whole images."""
-    if isinstance(source.volumes, Images):
-        images = source.volumes
-        split = hold_out_images(len(images), data.held_images)
-        own = (
-            None if source.targets is None else [source.targets.take(part) for part in split]  # type: ignore[attr-defined]
-        )
-        training, held = (Source(images.take(part), own and own[n]) for n, part in enumerate(split))
-        parts = Parts(training, held)
-    else:
-        shapes = [volume.shape for volume in source.volumes]
-        covered = [one.covered for one in source.targets] if source.targets else None
-        # A stack around the first held-out slice must fit before the end.
-        least = (1 + max(stack_of(data).offsets_z)) / min(shape[0] for shape in shapes)
-        settings = data.split
-        if settings.last_z and settings.z is None and not settings.boxes:
-            settings = replace(settings, last_z=min(0.5, max(settings.last_z, least)))
-        found = hold_out(shapes, stack_of(data), settings, covered=covered)
-        kept = [number for number, region in enumerate(found.validation) if region.centres]
-        held = Source(
-            [source.volumes[number] for number in kept],
-            source.targets and [source.targets[number] for number in kept],
-            [found.validation[number] for number in kept],
-        )
-        parts = Parts(source._replace(regions=found.training), held)
+    of_images = isinstance(source.volumes, Images)
+    parts = split_images(source, data) if of_images else split_volumes(source, data)
     if not len(parts.held.volumes):
         raise ValueError(
             "nothing is held out, so nothing says whether the network learned; hold out a part, for "
-            "instance with data.split.last_z=0.1"
+            "instance with data.split.last_z=0.1, or of images with data.held_images=0.1"
         )
     return parts
+
+
+def split_images(source: Source, data: DataConfig) -> Parts:
+    """A collection, split by whole images."""
+    images: Any = source.volumes
+    targets: Any = source.targets
+    split = hold_out_images(len(images), data.held_images)
+    training, held = (Source(images.take(own), targets and targets.take(own)) for own in split)
+    return Parts(training, held)
+
+
+def split_volumes(source: Source, data: DataConfig) -> Parts:
+    """Volumes, split by slices or boxes, where they have targets."""
+    shapes, stack, settings = (
+        [volume.shape for volume in source.volumes],
+        stack_of(data),
+        data.split,
+    )
+    covered = [one.covered for one in source.targets] if source.targets else None
+    if settings.last_z and settings.z is None and not settings.boxes:
+        # A stack around the first held-out slice must fit before the end.
+        least = (1 + max(stack.offsets_z)) / min(shape[0] for shape in shapes)
+        settings = replace(settings, last_z=min(0.5, max(settings.last_z, least)))
+    found = hold_out(shapes, stack, settings, covered=covered)
+    kept = [number for number, region in enumerate(found.validation) if region.centres]
+    held = Source(
+        [source.volumes[number] for number in kept],
+        source.targets and [source.targets[number] for number in kept],
+        [found.validation[number] for number in kept],
+    )
+    return Parts(source._replace(regions=found.training), held)
 
 
 def make_loader(training: Source, data: DataConfig, *, seed: int) -> Loader:
@@ -317,16 +326,18 @@ def make_pair(
     Damage comes after the turns, because scan lines and curtains have a direction.
     """
     image, keys = batch.image(clip=False), batch.keys  # (B, Z, Y, X)
-    better = None
+    better = where = None
     if data.learn_from == "target":
-        assert batch.labels is not None
-        better = batch.in_range(batch.labels[:, 0])  # (B, 1, Y, X)
+        assert batch.labels is not None and batch.valid is not None
+        better, where = batch.in_range(batch.labels[:, 0]), batch.valid[:, 0]  # (B, 1, Y, X)
     low, high = limits_of(batch)
     if turned:
         drawn = augment.draw(seed, Stream.SYMMETRY, keys, (2,), "cpu")  # (B, 2)
         turns = augment.symmetries(drawn[:, 0])
         image = augment.transform(image, turns)
-        better = None if better is None else augment.transform(better, turns)
+        better, where = (
+            None if one is None else augment.transform(one, turns) for one in (better, where)
+        )
         if data.invert:
             inverted = (drawn[:, 1] < 0.5).to(image.device)[:, None, None, None]
             image = torch.where(inverted, 1 - image, image)
@@ -335,7 +346,7 @@ def make_pair(
     middle = image.shape[1] // 2
     own = image[:, middle : middle + 1]
     if better is not None:
-        return Pair(image, better, batch.valid if batch.valid is None else batch.valid[:, 0])
+        return Pair(image, better, where)
     if data.learn_from == "noise":
         masked, where = blind_spots(image, keys, data.blind_spot, seed=seed)
         return Pair(masked, own, where)

@@ -71,7 +71,7 @@ def save_pair(
 
 def grey(image: Tensor) -> np.ndarray:
     """An image from 0 to 1 as bytes: (Y, X)."""
-    return np.rint(image.clamp(0, 1).numpy() * 255).astype(np.uint8)
+    return np.rint(image.nan_to_num().clamp(0, 1).numpy() * 255).astype(np.uint8)
 
 
 def finish(
