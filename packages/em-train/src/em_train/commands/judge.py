@@ -260,7 +260,7 @@ def evaluate(
     refuse_unused(run, unused)
     own: dict[str, Any] = {
         **{"baselines": baselines, "instances": instances or (), "neck": neck},
-        "target": target and absolute(target),
+        "target": None if target is None else absolute(target),
     }
     protocol = Protocol(
         fit_z=parse_range("--fit-z", fit_z),

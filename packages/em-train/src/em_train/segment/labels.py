@@ -122,8 +122,8 @@ def open_image_labels(
             )
         if not own[0].address.startswith(SCHEME):
             raise ValueError(
-                f"labels {name!r} are {own[0].address}, and those of a collection are images too; give "
-                f"--labels {own[0].at(SCHEME + 'FOLDER')}"
+                f"labels {name!r} are {own[0].address}, and those of the collection {images.folder} are "
+                f"images too; give --labels {own[0].at(SCHEME + 'FOLDER')}"
             )
     firsts = [own[0] for own in given.values()]
     check_alone(firsts, but=BORDERS)
